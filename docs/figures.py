@@ -20,9 +20,9 @@ from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont
 from sklearn.datasets import load_sample_image
 
-from pipelines.generate.generator import decode
-from pipelines.report.figures import contact_sheet
+from pipelines.generate.generators import decode
 from pipelines.report.mixing import Draw, MixingImages, mix, square
+from pipelines.report.page import contact_sheet
 from pixmix import PixMixSettings
 from pixmix.draws import draw_plan
 from pixmix.mixing import add, multiply

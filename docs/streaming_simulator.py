@@ -317,11 +317,11 @@ def _webdataset(settings: StreamingSettings, buffer: int) -> PlanRow:
     of_worker = -(-of_rank // max(settings.workers, 1)) * settings.samples_per_shard
     idle = max(settings.world_size * max(settings.workers, 1) - settings.shards, 0)
     memory = min(buffer, of_worker) * sample_bytes * min(streams, of_rank * settings.ranks)
-    remark = f"its buffers hold {memory / _GB:.3g} GB of samples in the memory of a node"
+    remark = f"its buffers use {memory / _GB:.3g} GB of memory per node"
     if idle:
         remark += (
-            f"; {idle} of {settings.world_size * settings.workers} workers have no shard, which "
-            "WebDataset refuses unless empty_check=False"
+            f"; {idle} of {settings.world_size * settings.workers} workers have no shard, which is "
+            "an error of WebDataset unless empty_check=False"
         )
     return PlanRow(
         name=f"webdataset, buffer {buffer}",
@@ -460,7 +460,7 @@ def order_bytes(
 def streaming_table(settings: StreamingSettings, rows: Sequence[PlanRow]) -> str:
     """Return the results as tables of text."""
     lines: list[tuple[str, ...]] = [
-        ("a node", "GB, 1", f"GB, {settings.epochs}", "GB, its", "shards", "GB", "seconds",
+        ("per node", "GB, 1", f"GB, {settings.epochs}", "GB, its", "shards", "GB", "seconds",
          "lost at", "1 link", "1 link", "samples"),
         ("", "epoch", "all kept", "cache", "at once", "at once", "lost", "start",
          f"{settings.slow:g}x slower", f"out {settings.outage_seconds:g} s", "left out"),
@@ -484,7 +484,7 @@ def streaming_table(settings: StreamingSettings, rows: Sequence[PlanRow]) -> str
 
 def _need_line(settings: StreamingSettings, row: PlanRow) -> tuple[str, ...]:
     need, lost = row.need, row.lost
-    cached = "-" if settings.cache_bytes is None or lost is None else "no room"
+    cached = "-" if settings.cache_bytes is None or lost is None else "too small"
     on_disk = ("0", "0") if need.shards is None else (f"{need.shards:,}", number(need.disk / _GB))
     times: tuple[str, ...] = ("-",) * 4
     if lost is not None:

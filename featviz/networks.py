@@ -215,8 +215,8 @@ def check_finite(module: nn.Module, name: str) -> None:
         if bool(bad.any()):
             kind = "NaN" if bool(value.isnan().any()) else "infinite values"
             raise ValueError(
-                f"the weights of {name} hold {kind}: {int(bad.sum())} of {value.numel()} values of "
-                f"{key}; use a checkpoint from before its training diverged"
+                f"the weights of {name} contain {kind}: {int(bad.sum())} of {value.numel()} values "
+                f"of {key}; use a checkpoint from before its training diverged"
             )
 
 
@@ -267,12 +267,12 @@ def call_model_function(name: str, *arguments: int) -> nn.Module:
     Raises:
         ValueError: If it returns no module or fails for any reason.
     """
-    where, _, function = name.partition(":")
-    if not where or not function:
+    package, _, function = name.partition(":")
+    if not package or not function:
         raise ValueError(f"{name!r} does not name a function; use package.module:function")
     try:
         with _importing_from_working_folder():
-            module = getattr(importlib.import_module(where), function)(*arguments)
+            module = getattr(importlib.import_module(package), function)(*arguments)
     except Exception as error:
         # A user's function may raise anything.
         raise ValueError(

@@ -189,7 +189,7 @@ def resized(
 
 
 @kernel
-def logarithm2_of_whole(number: int) -> float:
+def logarithm2_of_integer(number: int) -> float:
     """Return log2 of an integer from 1 to 2^52, float64; absolute error under 1e-14.
 
     2 atanh(z) / ln 2 with z = (m - 1) / (m + 1) and m the number scaled into [sqrt(1/2), sqrt(2)];
@@ -215,8 +215,8 @@ def entropy_of_counts(counts: NDArray[np.int64]) -> float:
     for i in range(len(counts)):
         if counts[i] > 0:
             total += counts[i]
-            weighted += counts[i] * logarithm2_of_whole(counts[i])
-    return max(0.0, logarithm2_of_whole(total) - weighted / total)
+            weighted += counts[i] * logarithm2_of_integer(counts[i])
+    return max(0.0, logarithm2_of_integer(total) - weighted / total)
 
 
 @kernel

@@ -316,7 +316,7 @@ class Draws:
         """Return a uniform in [low, high)."""
         return low + (high - low) * self.unit()
 
-    def whole(self, low: int, high: int) -> int:
+    def integer(self, low: int, high: int) -> int:
         """Return a uniform integer from low to high, inclusive."""
         return low + int((high - low + 1) * self.unit())
 

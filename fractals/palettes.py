@@ -118,7 +118,7 @@ def _opposite(draws: Draws, first: float, n: int) -> list[float]:
 
 def _triad(draws: Draws, first: float, n: int) -> list[float]:
     return [
-        first + draws.whole(0, 2) * 2 * math.pi / 3 + draws.uniform(-0.3, 0.3) for _ in range(n)
+        first + draws.integer(0, 2) * 2 * math.pi / 3 + draws.uniform(-0.3, 0.3) for _ in range(n)
     ]
 
 
@@ -153,7 +153,7 @@ def draw_palette(draws: Draws) -> Palette:
     The hues follow one of ``SCHEMES``. Because lightness alternates, neighbouring values of the
     coordinate can also be told apart in greyscale.
     """
-    n = draws.whole(3, 8)
+    n = draws.integer(3, 8)
     first = draws.uniform(0, 2 * math.pi)
     scheme = draws.weighted(list(SCHEMES), [scheme.probability for scheme in SCHEMES.values()])
     hues = SCHEMES[scheme].draw_hues(draws, first, n)

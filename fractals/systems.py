@@ -80,9 +80,9 @@ def _draw_affine(draws: Draws, low: float, high: float, reach: float) -> Affine:
 
 def _draw_term(draws: Draws, name: str, weight: float) -> VariationTerm:
     parameters = []
-    for _, low, high, whole in VARIATIONS[VARIATION_NUMBER[name]].parameters:
+    for _, low, high, integer in VARIATIONS[VARIATION_NUMBER[name]].parameters:
         value = draws.uniform(low, high)
-        parameters.append(rounded(float(math.floor(value)) if whole else value))
+        parameters.append(rounded(float(math.floor(value)) if integer else value))
     return VariationTerm(name=name, weight=rounded(weight), parameters=tuple(parameters))
 
 
@@ -96,11 +96,11 @@ def _colour(k: int, n: int) -> float:
 
 def _mixture(draws: Draws) -> ChaosLayer:
     """Draw 2 to 5 maps of 1 to 3 popular variations, half the time the same for all maps."""
-    n = draws.whole(2, 5)
+    n = draws.integer(2, 5)
     names = [variation.name for variation in VARIATIONS]
     weights = [variation.popularity for variation in VARIATIONS]
     shared = (
-        [draws.weighted(names, weights) for _ in range(draws.whole(1, 2))]
+        [draws.weighted(names, weights) for _ in range(draws.integer(1, 2))]
         if draws.chance(0.5)
         else None
     )
@@ -129,7 +129,7 @@ def _mixture(draws: Draws) -> ChaosLayer:
 
 def _inversion(draws: Draws) -> ChaosLayer:
     """Draw 2 to 4 inversions in circles, each after an affine map: chains and nets of circles."""
-    n = draws.whole(2, 4)
+    n = draws.integer(2, 4)
     maps = []
     for k in range(n):
         terms = [_draw_term(draws, "spherical", draws.uniform(0.5, 1.2))]
@@ -156,7 +156,7 @@ def _inversion(draws: Draws) -> ChaosLayer:
 
 def _roots(draws: Draws) -> ChaosLayer:
     """Draw one or two maps of complex roots among affine maps: rosettes, spirals and lace."""
-    n = draws.whole(2, 4)
+    n = draws.integer(2, 4)
     maps = []
     for k in range(n):
         if k == 0 or draws.chance(0.2):
@@ -239,7 +239,7 @@ def _affine_maps(draws: Draws, n: int) -> list[Map]:
 
 def _ifs(draws: Draws) -> ChaosLayer:
     """Draw 2 to 8 affine maps with constrained singular values, as Anderson & Farrell do."""
-    maps = _affine_maps(draws, draws.whole(2, 8))
+    maps = _affine_maps(draws, draws.integer(2, 8))
     return ChaosLayer(
         maps=tuple(maps),
         camera=PLACEHOLDER_CAMERA,
@@ -304,7 +304,7 @@ def _system(draws: Draws, maps: list[Map], symmetry: float) -> ChaosLayer:
 def _rosette(draws: Draws) -> ChaosLayer:
     """Draw another template with a final map of 3 to 12 complex roots: a wheel of petals."""
     layer = draws.choice((_mixture, _inversion, _roots, _ifs))(draws)
-    roots = float(draws.whole(3, 12))
+    roots = float(draws.integer(3, 12))
     # The radius is raised to distance / roots; near 0, all petals would form one thin ring.
     parameters = (roots, rounded(roots * draws.uniform(0.3, 1.0)))
     name = draws.choice(("julian", "juliascope"))

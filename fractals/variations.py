@@ -486,12 +486,12 @@ def cross(x, y, out_x, out_y, w):
 
 
 class Parameter(NamedTuple):
-    """A parameter's name and the range it is drawn from; whole: rounded down to an integer."""
+    """A parameter's name and the range it is drawn from; integer: rounded down."""
 
     name: str
     low: float
     high: float
-    whole: bool = False
+    integer: bool = False
 
 
 class Variation(NamedTuple):
@@ -553,7 +553,7 @@ VARIATIONS: tuple[Variation, ...] = (
         (
             Parameter("low", 0.2, 0.7),
             Parameter("high", 0.8, 1.3),
-            Parameter("lobes", 2, 9, whole=True),
+            Parameter("lobes", 2, 9, integer=True),
         ),
     ),
     Variation(
@@ -574,13 +574,16 @@ VARIATIONS: tuple[Variation, ...] = (
         "perspective", perspective, 2, (Parameter("angle", 0.2, 1.3), Parameter("distance", 1.2, 3))
     ),
     Variation(
-        "julian", julian, 3, (Parameter("roots", 2, 7, whole=True), Parameter("distance", 0.6, 1.6))
+        "julian",
+        julian,
+        3,
+        (Parameter("roots", 2, 7, integer=True), Parameter("distance", 0.6, 1.6)),
     ),
     Variation(
         "juliascope",
         juliascope,
         3,
-        (Parameter("roots", 2, 7, whole=True), Parameter("distance", 0.6, 1.6)),
+        (Parameter("roots", 2, 7, integer=True), Parameter("distance", 0.6, 1.6)),
     ),
     Variation("blur", blur, 0.5),
     Variation(

@@ -1,4 +1,4 @@
-"""What Chromium shows of a page, asked from inside."""
+"""Measure the layout of a page in Chromium, by a script inside the page."""
 
 import json
 import re
@@ -8,7 +8,7 @@ from pathlib import Path
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
 
-# Asks the page, from inside, what a browser made of it.
+# Replaces the page with the measured layout.
 PROBE = """<script>
 addEventListener("load", () => {
   const shown = e => e.getBoundingClientRect();
@@ -22,7 +22,7 @@ addEventListener("load", () => {
 
 
 def probe(text: str, folder: Path, width: int) -> dict[str, object]:
-    """Return what Chromium shows of a page in a window of some width."""
+    """Return the layout of a page in a Chromium window of a width in pixels."""
     path = folder / "probed.html"
     without_rule = re.sub(r'<meta http-equiv="Content-Security-Policy"[^>]*>', "", text)
     path.write_text(without_rule.replace("</body>", PROBE))

@@ -16,7 +16,7 @@ import numpy as np
 
 from fake_job import fake_job
 from pipelines.errors import PipelineError
-from pipelines.generate.generator import decode
+from pipelines.generate.generators import decode
 from pipelines.shards.format import open_shards
 from pipelines.shards.job import merge, run_job
 from pipelines.shards.output import Folder

@@ -48,7 +48,7 @@ class Numbers:
                 yield item, json.dumps(record).encode()
 
     def close(self, request: Request, records: Iterable[dict[str, Any]]) -> None:
-        begun = {"settings": request.settings, "made_with": request.made_with}
+        begun = {"settings": request.settings, "versions": request.versions}
         document = {"request": begun, "records": [*records]}
         with self.store.writing() as folder:
             write_file(folder / "manifest.json", json.dumps(document).encode())
@@ -61,7 +61,7 @@ def fake_job(
     store = Folder(path=folder)
     return Job(
         store=store,
-        request=Request(settings={"seed": seed}, made_with={"pixmix": "1", "v": version}, n=n),
+        request=Request(settings={"seed": seed}, versions={"pixmix": "1", "v": version}, n=n),
         product=Numbers(store=store),
         chunk=chunk,
         **rules,

@@ -1,4 +1,4 @@
-"""Images of noise, and folders of them, which the tests of sets of images share."""
+"""Images of noise and folders of them, which several test modules share."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -9,14 +9,14 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from pipelines.cli import show
-from pipelines.report import set_table
+from pipelines.report import sets
 from pipelines.report.set_statistics import (
     Percentiles,
     SetImage,
     SetStatistics,
     set_images,
 )
-from pipelines.report.set_table import Bar
+from pipelines.report.sets import Target
 
 SHARED = Path(__file__).resolve().parent.parent.parent / "shared" / "data"
 
@@ -26,7 +26,7 @@ def run(*arguments: object) -> Result:
 
 
 def noise(seed: int, shape: tuple[int, int] = (256, 256)) -> NDArray[np.uint8]:
-    """Blocks of random colours, each 16 pixels a side."""
+    """Return blocks of random colours, each 16x16 pixels."""
     rows, columns = -(-shape[0] // 16), -(-shape[1] // 16)
     colours = np.random.default_rng(seed).integers(0, 256, (rows, columns, 3), dtype=np.uint8)
     return colours.repeat(16, 0).repeat(16, 1)[: shape[0], : shape[1]]
@@ -39,7 +39,7 @@ def save(image: NDArray[np.uint8], path: Path) -> Path:
 
 
 def write_folder(tmp_path: Path) -> Path:
-    """Five images of noise, of 256x256."""
+    """Write five 256x256 images of noise."""
     for index in range(5):
         save(noise(index), tmp_path / "images" / f"{index}.png")
     return tmp_path / "images"
@@ -50,18 +50,18 @@ def of_files(paths: Sequence[Path]) -> list[SetImage]:
 
 
 def perfect() -> SetStatistics:
-    """Statistics that meet every bar."""
+    """Return statistics that meet every target."""
     per_image = {}
-    for row in set_table.ROWS:
-        bar = row.median_bar or Bar(at_least=1)
-        low = row.p10_bar.at_least if row.p10_bar else bar.at_least
-        per_image[row.name] = Percentiles(median=bar.at_least, p10=low, p90=bar.at_least + 1)
+    for row in sets.ROWS:
+        target = row.median_target or Target(at_least=1)
+        low = row.p10_target.at_least if row.p10_target else target.at_least
+        per_image[row.name] = Percentiles(median=target.at_least, p10=low, p90=target.at_least + 1)
     return SetStatistics(
         n=512,
         unreadable=(),
         n_resized=0,
         per_image=per_image,
-        n_of_diversity=64,
+        n_for_diversity=64,
         colour_vendi=9.0,
         hog_vendi=7.4,
         dead=(),

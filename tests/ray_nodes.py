@@ -1,7 +1,7 @@
-"""Generates datasets on a cluster of two nodes of Ray, of which one is killed while it works.
+"""Generate datasets on a Ray cluster of two nodes, one of which is killed during the work.
 
-Run as a script with a folder: prints a JSON document of what happened. It runs by itself so that
-the threads and warnings of Ray end with it.
+Run as a script with a folder, it prints a report as JSON. It is a process of its own so that the
+threads and warnings of Ray end with it.
 """
 
 import json
@@ -17,14 +17,14 @@ from ray.cluster_utils import Cluster
 
 from pipelines.errors import PipelineError
 from pipelines.generate import ray
-from pipelines.generate.generator import versions_of
+from pipelines.generate.generators import versions_of
 from pipelines.generate.ray import joined_cluster
 from pipelines.shards.output import Folder
 from pipelines.system.processes import RunChunks
 from stripes import Stripes, image_set, make, run_here, sharded, tree
 
 N = 16
-# A node counts as lost after a few seconds, not after a quarter of a minute.
+# A node counts as lost after a few seconds instead of 15.
 QUICK = {
     "health_check_initial_delay_ms": 0,
     "health_check_period_ms": 500,
@@ -51,7 +51,7 @@ def parent_of(process: int) -> int:
 
 
 def kill_when_it_generates(cluster: Cluster, node: Any, journal: Path, killed: list[int]) -> None:  # noqa: ANN401
-    """Kill a node as soon as one of its processes has begun an image."""
+    """Kill a node as soon as one of its processes has started an image."""
     raylet = node.all_processes["raylet"][0].process.pid
     while not killed:
         notes = [note.read_text().split() for note in journal.iterdir()]
@@ -89,9 +89,9 @@ def with_a_killed_node(
 
 
 def troubles(cluster: Cluster, scratch: Path) -> dict[str, str]:
-    """What is told of trouble in a task: its kind -> the error."""
-    ray._MOST_LOSSES = 1
-    told = {}
+    """Return the error of each kind of failure in a task."""
+    ray._MAX_RETRIES = 1
+    errors = {}
     with joined_cluster(cluster.address) as joined:
         for trouble in ("disk", "memory", "mistake", "killed"):
             generator = Stripes(trouble=trouble, trouble_at=5)
@@ -103,8 +103,8 @@ def troubles(cluster: Cluster, scratch: Path) -> dict[str, str]:
                     joined.runner(partial(versions_of, generator, "png"), folder),
                 )
             except (PipelineError, ValueError) as error:
-                told[trouble] = f"{type(error).__name__}: {error}"
-    return told
+                errors[trouble] = f"{type(error).__name__}: {error}"
+    return errors
 
 
 def main(scratch: Path) -> None:

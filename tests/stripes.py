@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from pipelines.generate.generator import Generated
+from pipelines.generate.generators import Generated
 from pipelines.generate.products import image_job, shard_job
 from pipelines.shards.job import Job, run_job
 from pipelines.shards.output import OutputStore
@@ -51,12 +51,12 @@ class Stripes:
                 note.write(f"{os.getpid()}\n")
         time.sleep(self.pause)
         record = {"seed": self.seed, "angle": number}
-        return Generated(self.generate_again(record), record, 1 + number % 3)
+        return Generated(self.regenerate(record), record, 1 + number % 3)
 
     def image(self, number: int) -> np.ndarray:
         return self._generate(number).image
 
-    def generate_again(self, record: Mapping[str, Any]) -> np.ndarray:
+    def regenerate(self, record: Mapping[str, Any]) -> np.ndarray:
         row, column = np.mgrid[: self.height, : self.width]
         angle = record["angle"]
         wave = np.sin(0.3 * (row * np.cos(angle) + column * np.sin(angle))) * 60

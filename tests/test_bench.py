@@ -627,7 +627,7 @@ def test_the_help_shows_an_example() -> None:
     for arguments in (["--help"], ["fractals", "--help"]):
         result = CliRunner().invoke(command.main, arguments)
         assert result.exit_code == 0
-        assert "pixmix-bench fractals" in result.stdout.partition("Example:")[2]
+        assert "pixmix-bench fractals" in result.stdout.partition("Examples:")[2]
 
 
 @pytest.mark.parametrize("option", ["--rounds", "--n", "--jobs"])

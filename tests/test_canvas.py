@@ -11,18 +11,22 @@ from hypothesis import strategies as st
 import reference
 from featviz.canvas import (
     COLOURS,
+    MIN_SCALE,
     Canvas,
+    Robustness,
+    draw_warps,
     low_frequencies,
     mean_magnitude,
     random_generator,
     set_low_frequencies,
     spectrum_scale,
+    warp,
 )
 
 SIZES = [(8, 8), (9, 12), (16, 11), (13, 15), (24, 36)]
 
 
-def canvas(
+def make_canvas(
     size: tuple[int, int], n: int = 2, *, kind: str = "spectrum", decay: float = 1.0
 ) -> Canvas:
     colours = COLOURS + torch.arange(n)[:, None, None] * 0.1
@@ -30,24 +34,24 @@ def canvas(
     return Canvas(size=size, decay=torch.full((n,), decay), colours=colours, tint=tint, kind=kind)  # type: ignore[arg-type]
 
 
-def draw(board: Canvas, key: int = 0) -> torch.Tensor:
-    return board.draw([random_generator(key, index) for index in range(len(board.decay))])
+def draw(canvas: Canvas, key: int = 0) -> torch.Tensor:
+    return canvas.draw([random_generator(key, index) for index in range(len(canvas.decay))])
 
 
 @pytest.mark.parametrize("size", SIZES)
 @pytest.mark.parametrize("decay", [0.6, 1.0, 1.7])
 def test_an_image_is_the_sum_of_its_waves(size: tuple[int, int], decay: float) -> None:
-    board = canvas(size, decay=decay)
-    coefficients = draw(board) * 100
-    images = board.images(coefficients, size)
+    canvas = make_canvas(size, decay=decay)
+    coefficients = draw(canvas) * 100
+    images = canvas.images(coefficients, size)
     assert images.shape == (2, 3, *size)
     for index in range(2):
         expected = reference.image_of_waves(
             coefficients[index].numpy(),
             size,
             decay,
-            board.colours[index].numpy(),
-            board.tint[index].numpy(),
+            canvas.colours[index].numpy(),
+            canvas.tint[index].numpy(),
         )
         # Float32 rounding of a few hundred waves; a missing wave changes the image by 1e-2.
         np.testing.assert_allclose(images[index].numpy(), expected, atol=2e-5)
@@ -55,19 +59,19 @@ def test_an_image_is_the_sum_of_its_waves(size: tuple[int, int], decay: float) -
 
 @pytest.mark.parametrize("size", SIZES)
 def test_coefficients_invert_images(size: tuple[int, int]) -> None:
-    board = canvas(size)
-    coefficients = draw(board) * 30
-    images = board.images(coefficients, size)
-    again = board.images(board.coefficients(images), size)
+    canvas = make_canvas(size)
+    coefficients = draw(canvas) * 30
+    images = canvas.images(coefficients, size)
+    again = canvas.images(canvas.coefficients(images), size)
     torch.testing.assert_close(again, images, atol=2e-5, rtol=0)
 
 
 @pytest.mark.parametrize("decay", [0.8, 1.2])
 def test_phase_images_have_the_magnitudes_of_their_scale(decay: float) -> None:
-    board = canvas((12, 15), kind="phase", decay=decay)
-    planes = board._planes(draw(board), (12, 15), None)
+    canvas = make_canvas((12, 15), kind="phase", decay=decay)
+    planes = canvas._planes(draw(canvas), (12, 15), None)
     magnitude = torch.fft.rfft2(planes, norm="forward").abs()
-    scale = spectrum_scale((12, 15), (12, 15), board.decay)[:, None].expand(2, 3, 12, 8).clone()
+    scale = spectrum_scale((12, 15), (12, 15), canvas.decay)[:, None].expand(2, 3, 12, 8).clone()
     scale[..., 0, 0] = 0
     ratio = magnitude[scale > 0] / scale[scale > 0]
     torch.testing.assert_close(ratio, torch.ones_like(ratio), atol=1e-4, rtol=0)
@@ -76,9 +80,9 @@ def test_phase_images_have_the_magnitudes_of_their_scale(decay: float) -> None:
 
 @pytest.mark.parametrize("size", SIZES)
 def test_phases_are_recovered_from_their_image(size: tuple[int, int]) -> None:
-    board = canvas(size, kind="phase")
-    images = board.images(draw(board), size)
-    again = board.images(board.coefficients(images), size)
+    canvas = make_canvas(size, kind="phase")
+    images = canvas.images(draw(canvas), size)
+    again = canvas.images(canvas.coefficients(images), size)
     torch.testing.assert_close(again, images, atol=1e-4, rtol=0)
 
 
@@ -89,10 +93,10 @@ def test_phases_are_recovered_from_their_image(size: tuple[int, int]) -> None:
 def test_a_finer_stage_continues_the_same_image(
     size: tuple[int, int], stage: tuple[int, int], kind: str
 ) -> None:
-    board = canvas(size, kind=kind)
-    coefficients = draw(board) * (50 if kind == "spectrum" else 1)
-    coarse = board.images(low_frequencies(coefficients, size, stage), stage)
-    fine = board.images(coefficients, size)
+    canvas = make_canvas(size, kind=kind)
+    coefficients = draw(canvas) * (50 if kind == "spectrum" else 1)
+    coarse = canvas.images(low_frequencies(coefficients, size, stage), stage)
+    fine = canvas.images(coefficients, size)
     waves, more_waves = (
         torch.fft.rfft2(torch.logit(each.double()), norm="forward") for each in (coarse, fine)
     )
@@ -133,11 +137,11 @@ def test_a_stage_larger_than_the_image_is_rejected() -> None:
 @pytest.mark.parametrize("size", SIZES)
 @pytest.mark.parametrize("kind", ["spectrum", "phase"])
 def test_a_shift_by_whole_pixels_rolls_the_image(size: tuple[int, int], kind: str) -> None:
-    board = canvas(size, kind=kind)
-    coefficients = draw(board) * (50 if kind == "spectrum" else 1)
+    canvas = make_canvas(size, kind=kind)
+    coefficients = draw(canvas) * (50 if kind == "spectrum" else 1)
     shifts = torch.tensor([[3 / size[0], 5 / size[1]], [-2 / size[0], 0.0]])
-    moved = board.images(coefficients, size, shifts)
-    still = board.images(coefficients, size)
+    moved = canvas.images(coefficients, size, shifts)
+    still = canvas.images(coefficients, size)
     torch.testing.assert_close(moved[0], still[0].roll((-3, -5), (1, 2)), atol=2e-5, rtol=0)
     torch.testing.assert_close(moved[1], still[1].roll((2, 0), (1, 2)), atol=2e-5, rtol=0)
 
@@ -170,16 +174,16 @@ def test_textures_are_isotropic_in_nonsquare_images() -> None:
 
 
 def test_initial_coefficients_depend_only_on_the_images_own_generator() -> None:
-    board = canvas((16, 24), 3)
-    together = board.draw([random_generator(1), random_generator(2), random_generator(3)])
-    alone = canvas((16, 24), 1).draw([random_generator(2)])
+    canvas = make_canvas((16, 24), 3)
+    together = canvas.draw([random_generator(1), random_generator(2), random_generator(3)])
+    alone = make_canvas((16, 24), 1).draw([random_generator(2)])
     assert torch.equal(together[1:2], alone)
     assert not torch.equal(together[0], together[1])
     assert float(together.std()) == pytest.approx(0.01, rel=0.05)
 
 
 def test_initial_phases_are_uniform() -> None:
-    phases = canvas((64, 64), 1, kind="phase").draw([random_generator(0)])
+    phases = make_canvas((64, 64), 1, kind="phase").draw([random_generator(0)])
     assert phases.shape == (1, 3, 64, 33)
     assert -np.pi <= float(phases.min()) < -3.1
     assert 3.1 < float(phases.max()) <= np.pi
@@ -190,11 +194,11 @@ def test_images_have_the_given_magnitudes() -> None:
     photographs = torch.rand(4, 3, 24, 32, generator=torch.Generator().manual_seed(0))
     magnitude = mean_magnitude(photographs)
     assert magnitude.shape == (3, 24, 17)
-    board = Canvas(
+    canvas = Canvas(
         size=(24, 32), decay=torch.ones(1), colours=COLOURS[None], tint=torch.zeros(1, 3),
         kind="phase", magnitude=magnitude,
     )  # fmt: skip
-    images = board.images(draw(board), (24, 32))
+    images = canvas.images(draw(canvas), (24, 32))
     measured = mean_magnitude(images.clamp(1 / 256, 255 / 256))
     # Without the Nyquist frequency of even sides and the mean, which the tint determines.
     inner = (slice(None), slice(1, 12), slice(0, 16))
@@ -230,3 +234,108 @@ def test_a_canvas_rejects_invalid_arguments(changes: dict[str, object], message:
     Canvas(**good)  # type: ignore[arg-type]
     with pytest.raises(ValueError, match=message):
         Canvas(**good | changes)  # type: ignore[arg-type]
+
+
+FAR = Robustness(rotation=45, zoom=0.5, jitter=0.5)
+
+
+def images(height: int, width: int, n: int = 2) -> torch.Tensor:
+    return torch.rand(n, 3, height, width, generator=torch.Generator().manual_seed(height * width))
+
+
+@pytest.mark.parametrize("size", [(12, 12), (13, 10), (9, 21)])
+@pytest.mark.parametrize("window", [None, (6, 5), (9, 9)])
+@pytest.mark.parametrize(("angle", "scale"), [(0.0, 1.0), (0.3, 0.8), (-0.7, 1.4)])
+def test_a_warp_samples_a_periodic_image_bilinearly(
+    size: tuple[int, int], window: tuple[int, int] | None, angle: float, scale: float
+) -> None:
+    source = images(*size)
+    view = window or size
+    output = (view[0], view[1] + 2)
+    warps = torch.tensor([[angle, scale], [-angle, 1.0]])
+    result = warp(source, warps, view, output, FAR)
+    assert result.shape == (2, 3, *output)
+    for index, (angle_of_view, scale_of_view) in enumerate(warps.tolist()):
+        expected = reference.warped(
+            source[index].numpy(), angle_of_view, scale_of_view, view, output
+        )
+        # Float32 positions have errors of a few thousandths of a pixel.
+        np.testing.assert_allclose(result[index].numpy(), expected, atol=3e-5)
+
+
+@pytest.mark.parametrize("size", [(12, 12), (13, 9)])
+def test_the_identity_warp_returns_the_image(size: tuple[int, int]) -> None:
+    source = images(*size)
+    warps = torch.tensor([[0.0, 1.0]]).repeat(2, 1)
+    result = warp(source, warps, size, size, Robustness(rotation=0, zoom=0, jitter=0))
+    torch.testing.assert_close(result, source, atol=1e-5, rtol=0)
+
+
+def test_warps_never_show_padding() -> None:
+    # Padding would be darker.
+    white = torch.ones(64, 3, 16, 24)
+    warps = torch.from_numpy(draw_warps(random_generator(3), 64, FAR))
+    assert float(warps[:, 0].abs().max()) > 0.6
+    result = warp(white, warps[:, :2], (16, 24), (16, 24), FAR, torch.full((64,), MIN_SCALE))
+    torch.testing.assert_close(result, torch.ones_like(result), atol=1e-5, rtol=0)
+
+
+@pytest.mark.parametrize("size", [(16, 100), (90, 12), (20, 30)])
+@pytest.mark.parametrize("rotation", [10, 30, 45])
+def test_warps_never_show_padding_in_nonsquare_windows(
+    size: tuple[int, int], rotation: float
+) -> None:
+    robustness = Robustness(rotation=rotation, zoom=0.5, jitter=0)
+    angles = torch.linspace(-1, 1, 31) * math.radians(rotation)
+    warps = torch.stack([angles, torch.full((31,), 1.5)], 1)
+    white = torch.ones(31, 1, *size)
+    result = warp(white, warps, size, size, robustness, torch.full((31,), MIN_SCALE))
+    torch.testing.assert_close(result, torch.ones_like(result), atol=1e-5, rtol=0)
+
+
+def test_a_scale_magnifies_the_view() -> None:
+    source = images(16, 16)
+    warps = torch.tensor([[0.2, 1.0]]).repeat(2, 1)
+    half_windows = torch.tensor([[0.2, 0.5]]).repeat(2, 1)
+    enlarged = warp(source, warps, (16, 16), (16, 16), FAR, torch.full((2,), 2.0))
+    torch.testing.assert_close(enlarged, warp(source, half_windows, (16, 16), (16, 16), FAR))
+
+
+def test_a_view_does_not_depend_on_other_images() -> None:
+    source = images(20, 20, 5)
+    warps = torch.from_numpy(draw_warps(random_generator(1), 5, FAR))[:, :2]
+    scales = torch.tensor([0.8, 1.0, 1.2, 1.9, 0.75])
+    together = warp(source, warps, (10, 10), (12, 12), FAR, scales)
+    alone = warp(source[3:4], warps[3:4], (10, 10), (12, 12), FAR, scales[3:4])
+    assert torch.equal(together[3:4], alone)
+
+
+def test_warps_cover_their_ranges() -> None:
+    robustness = Robustness(rotation=10, zoom=0.1, jitter=0.25)
+    warps = draw_warps(random_generator(0), 20_000, robustness)
+    assert warps.shape == (20_000, 4)
+    angle, window, down, right = warps.T
+    for values, low, high in (
+        (angle, -math.radians(10), math.radians(10)),
+        (window, 0.9, 1.1),
+        (down, -0.25, 0.25),
+        (right, -0.25, 0.25),
+    ):
+        assert low - 1e-6 <= values.min() < low + 0.05 * (high - low)
+        assert high - 0.05 * (high - low) < values.max() <= high + 1e-6
+        assert abs(values.mean() - (low + high) / 2) < 0.02 * (high - low)
+    # Small angles are more frequent: half of a triangular distribution is within 0.29 of its width.
+    assert np.mean(np.abs(angle) < 0.2929 * math.radians(10)) == pytest.approx(0.5, abs=0.02)
+
+
+def test_zero_robustness_draws_identity_warps() -> None:
+    warps = draw_warps(random_generator(0), 5, Robustness(rotation=0, zoom=0, jitter=0))
+    np.testing.assert_array_equal(warps, [[0, 1, 0, 0]] * 5)
+
+
+@pytest.mark.parametrize(
+    ("name", "value"), [("rotation", 46), ("rotation", -1), ("zoom", 0.6), ("jitter", 0.51)]
+)
+def test_robustness_rejects_values_out_of_range(name: str, value: float) -> None:
+    with pytest.raises(ValueError, match=rf"{name} is {value}; use 0 to"):
+        Robustness(**{name: value})

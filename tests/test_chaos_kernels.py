@@ -79,7 +79,7 @@ BENT = (
     ),
 )  # fmt: skip
 LENS = Map(affine=similar(1.1, 0.7, 0.3, -0.2), variations=(term("spherical", 1.0),), speed=0.0)
-INKED_LENS = Map(
+COLOURED_LENS = Map(
     affine=similar(0.8, 0.1, 0.1, 0.0), variations=(term("julia", 1.0),), colour=0.9, speed=0.25
 )
 
@@ -102,7 +102,7 @@ SYSTEMS = {
     "dihedral": system(*EVEN, symmetry=-4),
     "a mirror": system(*FERN, symmetry=-1),
     "a lens": system(*EVEN, final=LENS),
-    "an inked lens over variations": system(*BENT, final=INKED_LENS),
+    "a coloured lens over variations": system(*BENT, final=COLOURED_LENS),
     "mirrored borders": system(*FERN, camera=Camera(centre=(0.6, 0.3), width=1.1, fold="mirror")),
     "wrapped borders": system(*BENT, camera=Camera(centre=(0.6, 0.3), width=0.9, fold="wrap")),
     "a turned camera": system(*EVEN, camera=Camera(centre=(-0.3, 0.2), width=1.6, rotation=0.8)),
@@ -166,7 +166,7 @@ def test_points_and_colours_match_the_one_orbit_game(
 @pytest.mark.parametrize("name", SYSTEMS)
 def test_every_point_is_counted_and_folded_points_are_inside(name: str) -> None:
     layer = SYSTEMS[name]
-    game = accumulate(layer, *SHAPE, 200, 1)
+    histogram = accumulate(layer, *SHAPE, 200, 1)
     program, state, words = compile_layer(layer), random_state(1), np.zeros(16 * 24 + 1, np.uint64)
     orbits, fold = start_orbits(state), FOLDS.index(layer.camera.fold)
     play(
@@ -183,32 +183,32 @@ def test_every_point_is_counted_and_folded_points_are_inside(name: str) -> None:
         False,
     )
     counts = words >> np.uint64(40)
-    assert counts.sum() == game.played == 38 * ORBITS
-    np.testing.assert_array_equal(game.points.ravel(), counts[:-1])
-    assert (counts[-1] == 0) == (game.points.sum() == game.played)
+    assert counts.sum() == histogram.played == 38 * ORBITS
+    np.testing.assert_array_equal(histogram.points.ravel(), counts[:-1])
+    assert (counts[-1] == 0) == (histogram.points.sum() == histogram.played)
     if layer.camera.fold != "none":
         assert counts[-1] == 0
-    mean = game.colours / np.maximum(game.points, 1)
+    mean = histogram.colours / np.maximum(histogram.points, 1)
     assert mean.min() >= 0
     assert mean.max() <= 1
-    assert (game.colours[game.points == 0] == 0).all()
+    assert (histogram.colours[histogram.points == 0] == 0).all()
 
 
 @pytest.mark.parametrize(
-    "name", ["affine", "an inked lens over variations", "wrapped borders", "three turns"]
+    "name", ["affine", "a coloured lens over variations", "wrapped borders", "three turns"]
 )
-@pytest.mark.parametrize("most", [1, 7, 36])
+@pytest.mark.parametrize("max_steps", [1, 7, 36])
 def test_the_result_does_not_depend_on_how_a_game_is_split_into_calls(
-    name: str, most: int, monkeypatch: pytest.MonkeyPatch
+    name: str, max_steps: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    whole = accumulate(SYSTEMS[name], *SHAPE, 197, 5)
-    assert whole.played == 37 * ORBITS
-    monkeypatch.setattr(chaos, "MAX_STEPS", most)
-    parts = accumulate(SYSTEMS[name], *SHAPE, 197, 5)
-    assert parts.played == whole.played
-    np.testing.assert_array_equal(parts.points, whole.points)
+    in_one_call = accumulate(SYSTEMS[name], *SHAPE, 197, 5)
+    assert in_one_call.played == 37 * ORBITS
+    monkeypatch.setattr(chaos, "MAX_STEPS", max_steps)
+    in_parts = accumulate(SYSTEMS[name], *SHAPE, 197, 5)
+    assert in_parts.played == in_one_call.played
+    np.testing.assert_array_equal(in_parts.points, in_one_call.points)
     # Each flush rounds the sum of a pixel's colours to float32.
-    np.testing.assert_allclose(parts.colours, whole.colours, rtol=37 * 2.0**-24)
+    np.testing.assert_allclose(in_parts.colours, in_one_call.colours, rtol=37 * 2.0**-24)
 
 
 def test_an_accumulator_holds_the_points_of_a_call() -> None:
@@ -217,21 +217,24 @@ def test_an_accumulator_holds_the_points_of_a_call() -> None:
         Map(affine=(0, 0, 0.5, 0, 0, 0.5), colour=1.0, speed=1.0),
         camera=Camera(centre=(0.5, 0.5), width=1),
     )
-    game = accumulate(still, 1, 1, MAX_STEPS * ORBITS, 0)
-    assert game.played == MAX_STEPS * ORBITS
-    assert game.points[0, 0] == game.played
-    assert game.colours[0, 0] == game.played
+    histogram = accumulate(still, 1, 1, MAX_STEPS * ORBITS, 0)
+    assert histogram.played == MAX_STEPS * ORBITS
+    assert histogram.points[0, 0] == histogram.played
+    assert histogram.colours[0, 0] == histogram.played
 
 
 @given(samples=st.floats(0.01, 500), height=st.integers(1, 40), width=st.integers(1, 40))
 def test_samples_per_pixel_are_rounded_up_to_whole_steps(
     samples: float, height: int, width: int
 ) -> None:
-    game = accumulate(SYSTEMS["affine"], height, width, samples, 0)
-    wanted = samples * height * width
-    assert game.points.shape == game.colours.shape == (height, width)
-    assert game.played % ORBITS == 0
-    assert wanted <= game.played < wanted + ORBITS or game.played == ORBITS > wanted
+    histogram = accumulate(SYSTEMS["affine"], height, width, samples, 0)
+    expected_length = samples * height * width
+    assert histogram.points.shape == histogram.colours.shape == (height, width)
+    assert histogram.played % ORBITS == 0
+    assert (
+        expected_length <= histogram.played < expected_length + ORBITS
+        or histogram.played == ORBITS > expected_length
+    )
 
 
 def test_a_key_determines_the_game() -> None:
@@ -249,8 +252,8 @@ def test_diverged_and_nan_orbits_restart() -> None:
     program, state = compile_layer(SYSTEMS["affine"]), random_state(3)
     orbits, healthy = start_orbits(state), start_orbits(random_state(3))
     before = orbits.noise.copy()
-    lost = {5: np.nan, 77: np.inf, 300: -np.inf, 2047: 1e30}
-    for at, value in lost.items():
+    invalid_values = {5: np.nan, 77: np.inf, 300: -np.inf, 2047: 1e30}
+    for at, value in invalid_values.items():
         orbits.x[0, at] = value
     words, same = np.zeros(2, np.uint64), random_state(3)
     start_orbits(same)
@@ -258,21 +261,21 @@ def test_diverged_and_nan_orbits_restart() -> None:
     play(state, orbits, program, still, 0, 0, 1, 1, 1, words, False)
     play(same, healthy, program, still, 0, 0, 1, 1, 1, words, False)
     changed = np.flatnonzero((orbits.x[0] != healthy.x[0]) | (orbits.y[0] != healthy.y[0]))
-    assert len(changed) == len(lost)
+    assert len(changed) == len(invalid_values)
     assert np.isfinite(orbits.x[0]).all()
     assert np.abs(orbits.x[0, changed]).max() <= 1
     assert np.abs(orbits.y[0, changed]).max() <= 1
-    assert len(set(orbits.x[0, changed].tolist())) == len(lost)
+    assert len(set(orbits.x[0, changed].tolist())) == len(invalid_values)
     # Only these orbits used their noise.
     np.testing.assert_array_equal(np.flatnonzero(orbits.noise != before), changed)
 
 
 def test_a_system_whose_orbits_all_diverge_terminates() -> None:
-    fleeing = system(Map(affine=(9e5, 0, 0, 0, 9e5, 0)), Map(affine=(-8e5, 1, 7, 2, 9e5, 0)))
-    game = accumulate(fleeing, *SHAPE, 50, 0)
-    assert np.isfinite(game.colours).all()
-    assert 0 < game.points.sum() <= game.played
-    x, y = sample_points(compile_layer(fleeing), 2, 0)
+    diverging = system(Map(affine=(9e5, 0, 0, 0, 9e5, 0)), Map(affine=(-8e5, 1, 7, 2, 9e5, 0)))
+    histogram = accumulate(diverging, *SHAPE, 50, 0)
+    assert np.isfinite(histogram.colours).all()
+    assert 0 < histogram.points.sum() <= histogram.played
+    x, y = sample_points(compile_layer(diverging), 2, 0)
     assert np.isfinite(x).all()
     assert np.isfinite(y).all()
 
@@ -286,9 +289,9 @@ def test_a_final_map_that_overflows_plots_nothing(fold: str) -> None:
         camera=Camera(centre=(0.0, 0.0), width=2, fold=fold),
         final=final,
     )
-    game = accumulate(infinite, *SHAPE, 50, 0)
-    assert game.points.sum() == 0
-    assert game.colours.sum() == 0
+    histogram = accumulate(infinite, *SHAPE, 50, 0)
+    assert histogram.points.sum() == 0
+    assert histogram.colours.sum() == 0
 
 
 # --- programs ------------------------------------------------------------------------------------
@@ -302,10 +305,10 @@ def test_segments_are_proportional_to_weights_and_never_empty(
     assert (bounds[0], bounds[-1], len(bounds)) == (0, ORBITS, len(weights) + 1)
     lengths = np.diff(bounds)
     assert lengths.min() >= 1
-    wanted = ORBITS * np.array(weights) / sum(weights)
+    expected_length = ORBITS * np.array(weights) / sum(weights)
     # One place for rounding, and those of the lightest maps, which never are empty.
-    assert (lengths - wanted).max() <= 1 + np.count_nonzero(wanted < 1)
-    assert (wanted - lengths).max() <= 1 + np.count_nonzero(wanted < 1)
+    assert (lengths - expected_length).max() <= 1 + np.count_nonzero(expected_length < 1)
+    assert (expected_length - lengths).max() <= 1 + np.count_nonzero(expected_length < 1)
 
 
 @pytest.mark.parametrize(("symmetry", "n"), [(1, 2), (2, 3), (5, 6), (-1, 3), (-2, 4), (-4, 6)])
@@ -321,9 +324,9 @@ def test_symmetry_maps_have_the_total_weight_and_keep_colours(symmetry: int, n: 
 
 
 def test_a_program_represents_its_layer() -> None:
-    layer = system(*BENT, final=INKED_LENS)
+    layer = system(*BENT, final=COLOURED_LENS)
     program = compile_layer(layer)
-    maps = [*BENT, INKED_LENS]
+    maps = [*BENT, COLOURED_LENS]
     assert program.has_final
     assert program.first.tolist() == [0, 2, 5, 6]
     np.testing.assert_array_equal(
@@ -369,8 +372,8 @@ def test_a_larger_image_shows_the_same() -> None:
     layer = SYSTEMS["a turned camera"]
     small, large = accumulate(layer, 8, 12, 20_000, 1), accumulate(layer, 32, 48, 1_250, 2)
     gathered = large.points.reshape(8, 4, 12, 4).sum((1, 3))
-    share = small.points / small.played - gathered / large.played
-    assert np.abs(share).sum() < 0.01
+    difference = small.points / small.played - gathered / large.played
+    assert np.abs(difference).sum() < 0.01
 
 
 def test_sampled_points_are_on_the_attractor() -> None:

@@ -148,11 +148,11 @@ def test_a_quarter_of_the_density_blurs_one_level_more(
 ) -> None:
     points = np.zeros((2 * REACH + 5, 2 * REACH + 2), np.float32)
     points[REACH, REACH] = 2 * 48 / 4**level
-    wanted = points.astype(np.float64)
+    expected = points.astype(np.float64)
     for exponent in range(level):
-        wanted = reference.smooth(wanted, 2**exponent)
+        expected = reference.smooth(expected, 2**exponent)
     out, _ = estimate_density(points, points, 48.0)
-    np.testing.assert_allclose(out, wanted, atol=1e-6 * points.max())
+    np.testing.assert_allclose(out, expected, atol=1e-6 * points.max())
 
 
 # --- tone_map ------------------------------------------------------------------------------------
@@ -247,8 +247,8 @@ def test_blend_layer_matches_the_reference_and_does_not_modify_the_layer(
     below, light, cover, opacity = pair
     before = light.copy(), cover.copy()
     out = blended(below, light, cover, blend, opacity)
-    wanted = reference.blended_layer(below, light, cover, blend, float(opacity))
-    np.testing.assert_allclose(out, wanted, atol=1e-6)
+    expected = reference.blended_layer(below, light, cover, blend, float(opacity))
+    np.testing.assert_allclose(out, expected, atol=1e-6)
     assert out.min() >= 0
     assert out.max() <= 1
     np.testing.assert_array_equal(light, before[0])

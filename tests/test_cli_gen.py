@@ -15,7 +15,7 @@ from PIL import Image
 
 import fractals
 from pipelines.cli import gen, generating
-from pipelines.generate.generator import ENCODERS, decode
+from pipelines.generate.generators import ENCODERS, decode
 from pipelines.generate.products import read_manifest
 from pipelines.shards.format import open_shards
 from stripes import tree

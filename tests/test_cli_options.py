@@ -8,7 +8,7 @@ import click
 import pytest
 from click.testing import CliRunner
 
-from pipelines.cli import evaluate, shard, show
+from pipelines.cli import bench, demo, evaluate, gen, shard, show, train
 from pipelines.cli.options import progress_bar, say
 from shard_sets import drawn_images, encoded
 
@@ -58,6 +58,70 @@ def test_a_url_in_place_of_a_folder_is_rejected_with_a_remedy(
     assert URL in result.stderr
     assert "aws s3 sync" in result.stderr
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    ("command", "line", "message"),
+    [
+        (train.main, "cifar", "'cifar'; use one of cifar10"),
+        (train.main, "cifar10", "Missing option '--out'"),
+        (train.main, "digits out run", "Missing option '--out'"),
+        (train.main, "digits --out run", "pass --mixing-set"),
+        (train.main, "digits --out run --data nowhere --no-mixing-set", "'nowhere' does not exist"),
+        (train.main, "digits --out run --mixing-set nowhere", "'nowhere' does not exist"),
+        (train.main, "digits --out run --mixing-set . --no-mixing-set", "exclude each other"),
+        (train.main, "digits --out run --no-mixing-set --epochs 0", "0 is not in the range"),
+        (train.main, "digits --out run --no-mixing-set --epochs ten", "is not a whole number"),
+        (train.main, "digits --out run --no-mixing-set --learning-rate 0,1", "is not a number"),
+        (train.main, "digits --out run --no-mixing-set --learning-rate nan", "is not finite"),
+        (train.main, "digits --out run --no-mixing-set --device gpu", "use auto, cpu, cuda"),
+        (train.main, "digits --out run --no-mixing-set --resume x.pt", "use --weights x.pt"),
+        (train.main, "digits --out run --no-mixing-set --augment mixup", "not one of 'none'"),
+        (train.main, "digits --out run --augment augmix --k 3", "--k has no effect"),
+        (train.main, "digits --out run --augment none --mixing-set .", "has no effect"),
+        (train.main, "digits --out run --no-mixing-set --cache-limit 5XB", "use bytes as 200GB"),
+        (train.main, "digits --out run --no-mixing-set --val-fraction 10", "10.0 is not in"),
+        (train.main, "digits --out run --no-mixing-set --pretrained --weights .", "weights"),
+        (gen.main, "fractals --n 1e4", "'1e4' is not a whole number"),
+        (gen.main, "fractals --size 256,256", "use pixels, as 256 or 640x480"),
+        (gen.main, "fractals --size 8", "use 16 to 16384"),
+        (gen.main, "fractals --out s3://bucket/x", "pass --to-shards"),
+        (gen.main, "fractals --shard-size 10", "--shard-size needs --to-shards"),
+        (gen.main, "fractals --ray --task-index 1 --num-tasks 2", "omit --task-index"),
+        (gen.main, "baseline", "Choose from: dead-leaves, spectrum, noise"),
+        (gen.main, "featviz --gpus-per-task 0.5", "pass --ray"),
+        (gen.main, "merge", "Missing argument 'DIR|URL'"),
+        (shard.main, "imagefolder", "Missing argument 'SRC'"),
+        (shard.main, "mixing out", "Missing argument 'SRC...'"),
+        (shard.main, "verify . --decode some", "use a number, or all"),
+        (evaluate.main, "--data .", "Missing option '--checkpoint'"),
+        (evaluate.main, "--checkpoint nowhere.pt --data .", "'nowhere.pt' does not exist"),
+        (evaluate.main, "--data . --suite clean,cc", "unknown suite 'cc'; use clean"),
+        (evaluate.main, "--data . --mean 0.5", "requires 3 arguments"),
+        (show.main, "mixed nowhere.png --no-mixing-set --out x.png", "does not exist"),
+        (show.main, "run", "Missing argument 'DIR...'"),
+        (show.main, "set . --html report.txt", "must end in .html"),
+        (bench.main, "train --rounds 0", "0 is not in the range"),
+        (demo.main, "extra", "unexpected extra argument"),
+    ],
+)
+def test_a_wrong_command_line_ends_in_one_line_that_names_the_remedy(
+    command: click.Command, line: str, message: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    result = CliRunner().invoke(command, line.split())
+    assert result.exit_code == 2, result.output
+    errors = result.stderr.partition("Error: ")[2]
+    assert message in errors
+    assert errors.count("\n") == 1
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_resume_needs_no_value() -> None:
+    command = train.main.commands["digits"]
+    for words in (["--resume"], ["--resume", "auto"]):
+        with command.make_context("digits", ["--out", "run", *words]) as context:
+            assert context.params["resume"] == "auto"
 
 
 def test_each_piece_of_work_has_its_own_progress_bar(

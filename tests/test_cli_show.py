@@ -11,12 +11,12 @@ from PIL import Image
 
 from image_sets import SHARED, noise, of_files, run, save, write_folder
 from pipelines.cli import options
-from pipelines.report import set_table
-from pipelines.report.figures import GAP, contact_sheet
+from pipelines.report import sets
+from pipelines.report.page import GAP, contact_sheet
 from pipelines.report.set_statistics import (
     measure_set,
 )
-from pipelines.report.set_table import table
+from pipelines.report.sets import table
 from pipelines.shards.images import (
     image_files,
     read_image,
@@ -38,7 +38,7 @@ def test_the_command_prints_what_the_library_measures(folder: Path, tmp_path: Pa
     assert (document["images"], document["n"]) == (5, 4)
     for name, figures in expected.per_image.items():
         assert document["per_image"][name] == vars(figures)
-    assert len(document["bars"]) == 21
+    assert len(document["targets"]) == 21
     pixels = read_image(sheet)
     drawn = contact_sheet([noise(index) for index in range(4)])
     assert np.array_equal(pixels, np.asarray(drawn))
@@ -111,12 +111,12 @@ def test_user_errors_are_one_line_with_an_exit_code(folder: Path, tmp_path: Path
 def test_ctrl_c_says_that_written_files_are_whole(
     folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from pipelines.report import set_report
+    from pipelines.report import sets
 
     def stopped(_sets: object) -> bytes:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(set_report, "histograms_of", stopped)
+    monkeypatch.setattr(sets, "histograms_of", stopped)
     sheet, plot = tmp_path / "sheet.png", tmp_path / "plot.png"
     result = run(folder, "--contact-sheet", sheet, "--plot", plot)
     assert result.exit_code == 130
@@ -143,7 +143,7 @@ def test_reference_flames_reach_their_own_reference_values(tmp_path: Path) -> No
         pytest.skip("shared/data/reference_fractals is missing")
     document = json.loads(run(flames, "--json", "--contact-sheet", tmp_path / "sheet.png").stdout)
     assert document["n"] == 200
-    for row in set_table.ROWS:
+    for row in sets.ROWS:
         if row.flames is None:
             continue
         median = document["per_image"][row.name]["median"]
@@ -220,7 +220,7 @@ def test_a_report_has_contact_sheets_a_table_and_histograms(folder: Path, tmp_pa
     text = html.read_text()
     assert text.count("<img ") == 3
     assert text.count("<table") == 1
-    for row in set_table.ROWS:
+    for row in sets.ROWS:
         assert f'<th scope="row">{row.label}</th>' in text
     pixels = read_image(plot).astype(int)
     for blended in ((143, 187, 217), (255, 191, 134)):  # C0 and C1, half seen through
@@ -228,6 +228,4 @@ def test_a_report_has_contact_sheets_a_table_and_histograms(folder: Path, tmp_pa
 
 
 def test_the_help_states_the_number_of_images_on_a_contact_sheet() -> None:
-    from pipelines.report import set_report
-
-    assert options.SHEET_IMAGES == set_report.SHEET_IMAGES
+    assert options.SHEET_IMAGES == sets.SHEET_IMAGES

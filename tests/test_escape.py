@@ -57,7 +57,7 @@ JULIA = EscapeLayer(
     glow=0.5,
     glow_reach=0.02,
 )
-PLACES: list[dict[str, Any]] = [
+WINDOWS: list[dict[str, Any]] = [
     {"formula": "power", "power": 2, "plane": "parameter", "centre": (-0.7436, 0.1318)},
     {"formula": "power", "power": 3, "plane": "julia", "centre": (0.8, 0.3)},
     {"formula": "power", "power": 4, "plane": "parameter", "centre": (0.6, 0.62)},
@@ -86,10 +86,12 @@ def features_of(layer: EscapeLayer, rows: int, columns: int) -> NDArray[np.float
     return measure_orbits(orbit_parameters(layer), frame, layer.width, 0, rows, columns)
 
 
-@pytest.mark.parametrize("window", PLACES, ids=lambda p: f"{p['formula']}{p['power']}-{p['plane']}")
+@pytest.mark.parametrize(
+    "window", WINDOWS, ids=lambda p: f"{p['formula']}{p['power']}-{p['plane']}"
+)
 @pytest.mark.parametrize("width", [FLOAT32_WIDTH, 0.5], ids=["double", "single"])
 def test_orbits_follow_their_formula(window: dict[str, Any], width: float) -> None:
-    trap = list(TRAPS)[PLACES.index(window) % len(TRAPS)]
+    trap = list(TRAPS)[WINDOWS.index(window) % len(TRAPS)]
     layer = replace(JULIA, width=width, max_iterations=20, trap=trap, wave_phase=0.17, **window)
     rows, columns = 10, 13
     measured = features_of(layer, rows, columns)
@@ -103,8 +105,8 @@ def test_orbits_follow_their_formula(window: dict[str, Any], width: float) -> No
     assert np.ptp(expected, axis=(1, 2)).max() > 0.001
     # Twenty steps magnify a rounding of the first step 2^20 to 5^20 times. Most points stay
     # accurate; a few chaotic ones may differ.
-    off = np.abs(measured - expected).max(axis=0) > (0.02 if width > FLOAT32_WIDTH else 0.002)
-    assert off.mean() <= (0.1 if width > FLOAT32_WIDTH else 0.0)
+    differs = np.abs(measured - expected).max(axis=0) > (0.02 if width > FLOAT32_WIDTH else 0.002)
+    assert differs.mean() <= (0.1 if width > FLOAT32_WIDTH else 0.0)
 
 
 @pytest.mark.parametrize("side", [1, 2])
@@ -235,10 +237,10 @@ def test_all_formulas_and_traps_are_drawn() -> None:
 
 
 def test_drawn_windows_have_content() -> None:
-    looks = [escape._draw_good_window(Draws(2, index))[1] for index in range(60)]
-    faultless = [look for look in looks if escape._penalty(look) == 0]
-    assert len(faultless) > 36
-    assert all(look.outside >= 0.5 and look.dusty <= 0.05 for look in faultless)
+    statistics = [escape._draw_good_window(Draws(2, index))[1] for index in range(60)]
+    accepted = [each for each in statistics if escape._penalty(each) == 0]
+    assert len(accepted) > 36
+    assert all(each.outside >= 0.5 and each.dusty <= 0.05 for each in accepted)
 
 
 def test_the_zoom_ends_on_the_border() -> None:
@@ -287,8 +289,8 @@ def test_the_inside_of_a_set_has_structure() -> None:
 
 
 def test_samples_per_pixel_determine_samples_along_a_pixel() -> None:
-    efforts = {0.1: 1, 10: 1, 24: 2, 50: 2, 200: 3, 1000: 4}
-    assert {effort: samples_along_pixel(effort) for effort in efforts} == efforts
+    expected = {0.1: 1, 10: 1, 24: 2, 50: 2, 200: 3, 1000: 4}
+    assert {samples: samples_along_pixel(samples) for samples in expected} == expected
 
 
 @pytest.mark.parametrize(

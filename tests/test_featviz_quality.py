@@ -16,7 +16,7 @@ from featviz import PreparedNetwork, Recipe, open_network, prepare_network
 from featviz.capture import capture_activations
 from featviz.sampling import recipe_direction
 from pipelines.cli import gen
-from pipelines.generate.generator import decode
+from pipelines.generate.generators import decode
 from pipelines.report.set_statistics import measure_set, set_images
 
 pytestmark = pytest.mark.slow

@@ -1,3 +1,5 @@
+"""Datasets of feature visualizations: recipes, resumed runs, verification, devices."""
+
 import json
 import re
 from collections import Counter
@@ -20,7 +22,7 @@ from featviz.sampling import GROUP, recipe_canvas, recipe_direction, recipe_obje
 from fractals import measure
 from pipelines.cli import gen
 from pipelines.errors import PipelineError
-from pipelines.generate import featviz as painting
+from pipelines.generate import featviz as featviz_generator
 from pipelines.generate.featviz import (
     FeatvizGenerator,
     describe_device,
@@ -28,8 +30,9 @@ from pipelines.generate.featviz import (
     image_bytes,
     plan_generator,
 )
-from pipelines.generate.generator import decode, pixel_sha256
+from pipelines.generate.generators import decode, pixel_sha256
 from pipelines.generate.products import read_manifest
+from pipelines.system.files import file_sha256
 from stripes import tree
 
 LAYERS = {"a": 5, "b": 20, "c": 3}
@@ -99,7 +102,7 @@ def test_a_layer_goes_through_its_channels_and_then_through_directions() -> None
 
 
 @given(seed=st.integers(0, 2**63 - 1), index=st.integers(0, 10**8), attempt=st.integers(0, 9))
-def test_a_recipe_is_read_back_from_its_json(seed: int, index: int, attempt: int) -> None:
+def test_a_recipe_survives_a_round_trip_through_json(seed: int, index: int, attempt: int) -> None:
     recipe = draw_recipe(seed, index, LAYERS, attempt=attempt)
     assert Recipe.from_json(json.loads(json.dumps(recipe.to_json()))) == recipe
     assert recipe == draw_recipe(seed, index, LAYERS, attempt=attempt)
@@ -109,7 +112,7 @@ def test_a_recipe_is_read_back_from_its_json(seed: int, index: int, attempt: int
     assert 0.8 <= recipe.scale <= 1.6
 
 
-def test_seeds_indices_and_attempts_give_other_looks() -> None:
+def test_seeds_indices_and_attempts_change_the_recipe() -> None:
     base = draw_recipe(1, 5, LAYERS)
     others = [draw_recipe(2, 5, LAYERS), draw_recipe(1, 6, LAYERS)]
     others.append(draw_recipe(1, 5, LAYERS, attempt=1))
@@ -119,7 +122,7 @@ def test_seeds_indices_and_attempts_give_other_looks() -> None:
     assert (others[2].layer, others[2].channel) == (base.layer, base.channel)
 
 
-def test_a_channel_that_stays_dead_gives_way_to_directions() -> None:
+def test_a_channel_that_stays_dead_is_replaced_by_directions() -> None:
     first = draw_recipe(0, 3, LAYERS)
     assert first.channel is not None
     later = [draw_recipe(0, 3, LAYERS, attempt=attempt) for attempt in (1, 2, 3)]
@@ -136,11 +139,11 @@ PUBLISHED: dict[str, Any] = {
 }  # fmt: skip
 
 
-def test_a_recipe_that_was_published_is_the_same_for_ever() -> None:
+def test_a_published_recipe_does_not_change() -> None:
     assert draw_recipe(0, 0, LAYERS).to_json() == PUBLISHED
 
 
-def test_a_hue_turns_colours_and_leaves_brightness() -> None:
+def test_a_hue_rotates_colours_and_keeps_brightness() -> None:
     recipes = [replace(draw_recipe(0, 0, LAYERS), contrast=1.0, chroma=1.0, hue=h) for h in (0, 90)]
     board = recipe_canvas(recipes, (16, 16), torch.device("cpu"))
     torch.testing.assert_close(board.colours[0], COLOURS)
@@ -149,7 +152,7 @@ def test_a_hue_turns_colours_and_leaves_brightness() -> None:
     torch.testing.assert_close(board.colours[1, :, 2], -COLOURS[:, 1], atol=1e-6, rtol=0)
 
 
-def test_channels_and_directions_are_asked_for_side_by_side() -> None:
+def test_channels_and_directions_are_optimized_in_one_batch() -> None:
     base = draw_recipe(0, 0, {"a": 6})
     recipes = [replace(base, index=i, channel=c) for i, c in enumerate((2, None, 0))]
     seen = {"a": torch.randn(3, 6, 4, 4, generator=torch.Generator().manual_seed(0))}
@@ -157,7 +160,7 @@ def test_channels_and_directions_are_asked_for_side_by_side() -> None:
     for place, recipe in enumerate(recipes):
         alone = recipe_objective([recipe], 6)({"a": seen["a"][place : place + 1]})
         torch.testing.assert_close(values[place : place + 1], alone)
-    # Also where values lie on another device than what was drawn.
+    # Activations may be on another device than the random draws.
     elsewhere = recipe_objective(recipes, 6)({"a": torch.empty((3, 6, 4, 4), device="meta")})
     assert elsewhere.device == torch.device("meta")
     with pytest.raises(ValueError, match="recipes of the layers a, b; give those of one"):
@@ -167,11 +170,11 @@ def test_channels_and_directions_are_asked_for_side_by_side() -> None:
 # --- Sets ----------------------------------------------------------------------------------------
 
 
-def test_the_choices_are_those_of_the_library() -> None:
+def test_the_choices_of_the_command_are_those_of_the_library() -> None:
     assert gen.PRECISIONS == PRECISIONS
 
 
-def test_a_set_says_all_that_its_images_depend_on(small_set: Path) -> None:
+def test_the_manifest_has_everything_that_images_depend_on(small_set: Path) -> None:
     manifest = read_manifest(small_set)
     assert (manifest["images"], manifest["status"]) == (18, "complete")
     network = open_network()
@@ -194,7 +197,7 @@ def test_a_set_says_all_that_its_images_depend_on(small_set: Path) -> None:
         assert record["made_on"] == {"torch": torch.__version__, "device": describe_device("cpu")}
         image = decode((small_set / record["file"]).read_bytes())
         assert image.shape == (32, 48, 3)
-        # A JPEG's noise apart.
+        # The tolerance is for JPEG noise.
         assert measure(image)["luma_std_at_32"] == pytest.approx(
             record["statistics"]["luma_std_at_32"], abs=0.01
         )
@@ -210,7 +213,7 @@ def test_a_set_says_all_that_its_images_depend_on(small_set: Path) -> None:
          ("--n", "18", "--task-index", "0", "--num-tasks", "2")],
     ],
 )  # fmt: skip
-def test_jobs_tasks_and_growth_do_not_show(
+def test_jobs_tasks_and_growth_do_not_change_the_dataset(
     small_set: Path, tmp_path: Path, runs: list[Sequence[str]]
 ) -> None:
     for arguments in runs:
@@ -219,7 +222,7 @@ def test_jobs_tasks_and_growth_do_not_show(
     assert tree(tmp_path / "featviz") == tree(small_set)
 
 
-def test_lost_images_are_painted_again_alike(small_set: Path, tmp_path: Path) -> None:
+def test_missing_images_are_regenerated_identically(small_set: Path, tmp_path: Path) -> None:
     folder = tmp_path / "featviz"
     before = tree(small_set)
     for name, content in before.items():
@@ -243,7 +246,7 @@ def test_lost_images_are_painted_again_alike(small_set: Path, tmp_path: Path) ->
         ("--batch-size", "4", "batch"),
     ],
 )
-def test_other_settings_are_refused_in_one_line(
+def test_other_settings_are_rejected_in_one_line(
     small_set: Path, option: str, value: str, field: str
 ) -> None:
     before = tree(small_set)
@@ -254,7 +257,7 @@ def test_other_settings_are_refused_in_one_line(
 
 
 @pytest.mark.slow
-def test_a_set_goes_on_in_the_precision_it_was_begun_in(
+def test_a_dataset_is_resumed_in_its_precision(
     tmp_path: Path,
 ) -> None:
     assert make(tmp_path / "set", "--n", "8", "--precision", "bfloat16").exit_code == 0
@@ -267,7 +270,7 @@ def test_a_set_goes_on_in_the_precision_it_was_begun_in(
 def test_each_process_of_a_launcher_is_a_task(
     small_set: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    # A batch system's own variables are in many a job that runs a command once.
+    # Many jobs that run a command once have the variables of a batch system.
     monkeypatch.setenv("SLURM_PROCID", "0")
     monkeypatch.setenv("SLURM_NTASKS", "4")
     monkeypatch.setenv("WORLD_SIZE", "2")
@@ -279,20 +282,20 @@ def test_each_process_of_a_launcher_is_a_task(
 
 
 @pytest.mark.slow
-def test_a_network_that_rounds_otherwise_at_another_batch_is_verified_too() -> None:
-    # A ViT's matrices are multiplied by other kernels for 2 images than for 8.
+def test_a_network_that_rounds_differently_at_another_batch_size_is_verified() -> None:
+    # A ViT multiplies matrices with other kernels for 2 images than for 8.
     generator = FeatvizGenerator(
         model="vit_b_16", weights_sha256="random", layers=("encoder.layers.encoder_layer_1",),
         height=32, width=32, steps=12, random_weights=True, batch=4,
     )  # fmt: skip
     made = [*generator.generate(range(3))]
     for each in made:
-        again = generator.generate_again({**each.record, "sha256": pixel_sha256(each.image)})
+        again = generator.regenerate({**each.record, "sha256": pixel_sha256(each.image)})
         np.testing.assert_array_equal(again, each.image)
     np.testing.assert_array_equal(next(iter(generator.generate(range(2, 3)))).image, made[2].image)
 
 
-def test_nonsense_of_a_launcher_is_one_line(
+def test_an_invalid_rank_is_reported_in_one_line(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("WORLD_SIZE", "2")
@@ -302,11 +305,11 @@ def test_nonsense_of_a_launcher_is_one_line(
     assert "RANK='x'" in result.stderr
 
 
-def test_verify_paints_again_and_finds_another_image(small_set: Path, tmp_path: Path) -> None:
+def test_verify_regenerates_images_only_for_the_same_cpu(small_set: Path, tmp_path: Path) -> None:
     good = run("verify", str(small_set), "--regenerate", "3")
     assert good.exit_code == 0, good.output
     assert "good; 18 images are as they were written, 3 were generated again" in good.stdout
-    # Made elsewhere: its files are checked, and it cannot be painted again bit for bit.
+    # On another CPU model its files are checked, but images are not regenerated bit for bit.
     folder = tmp_path / "elsewhere"
     for name, content in tree(small_set).items():
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
@@ -314,20 +317,14 @@ def test_verify_paints_again_and_finds_another_image(small_set: Path, tmp_path: 
     metadata = (folder / "metadata.jsonl").read_text()
     (folder / "metadata.jsonl").write_text(metadata.replace('"device":"CPU', '"device":"Another'))
     manifest = read_manifest(folder)
-    manifest["metadata_sha256"] = painting_sha256(folder / "metadata.jsonl")
+    manifest["metadata_sha256"] = file_sha256(folder / "metadata.jsonl")
     (folder / "manifest.json").write_text(json.dumps(manifest))
     elsewhere = run("verify", str(folder), "--regenerate", "3")
     assert elsewhere.exit_code == 0
     assert "18 images are as they were written, 0 were generated again" in elsewhere.stdout
 
 
-def painting_sha256(path: Path) -> str:
-    from pipelines.system.files import file_sha256
-
-    return file_sha256(path)
-
-
-def test_a_set_of_ones_own_weights_is_verified_with_them_alone(tmp_path: Path) -> None:
+def test_a_dataset_of_custom_weights_is_verified_only_with_them(tmp_path: Path) -> None:
     for seed in (1, 2):
         module = networks.seeded(networks.Tiny, seed)
         torch.save(module.state_dict(), tmp_path / f"{seed}.pth")
@@ -347,11 +344,11 @@ def test_a_set_of_ones_own_weights_is_verified_with_them_alone(tmp_path: Path) -
     none = run("verify", folder, *trusted)
     assert none.exit_code == 1
     assert "networks:tiny has no trained weights here" in none.stderr
-    # Files alone need no network.
+    # Files alone are checked without the network.
     assert run("verify", folder, "--regenerate", "0", *trusted).exit_code == 0
 
 
-def test_a_manifest_has_no_code_run(small_set: Path, tmp_path: Path) -> None:
+def test_a_manifest_cannot_run_code(small_set: Path, tmp_path: Path) -> None:
     folder = tmp_path / "set"
     for name, content in tree(small_set).items():
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
@@ -365,7 +362,7 @@ def test_a_manifest_has_no_code_run(small_set: Path, tmp_path: Path) -> None:
         assert "if you trust it, repeat it: --model os:abort" in result.stderr
 
 
-def test_random_weights_only_if_allowed_and_recorded(tmp_path: Path) -> None:
+def test_random_weights_must_be_allowed_and_are_recorded(tmp_path: Path) -> None:
     arguments = ("featviz", "--out", str(tmp_path / "set"), "--n", "2", "--size", "32", "--steps",
                  "30", "--jobs", "1", "--model", "networks:tiny")  # fmt: skip
     refused = run(*arguments)
@@ -376,8 +373,8 @@ def test_random_weights_only_if_allowed_and_recorded(tmp_path: Path) -> None:
     assert records(tmp_path / "set")[0]["weights_sha256"] == "random"
 
 
-def test_the_number_of_threads_does_not_show() -> None:
-    # At a size and with as many steps as let two threads' sums differ.
+def test_the_number_of_threads_does_not_change_images() -> None:
+    # At this size and number of steps, the sums of two threads differ.
     generator = FeatvizGenerator(
         model="efficientnet_lite0", weights_sha256=LITE0, layers=("blocks.2",), height=128,
         width=128,
@@ -398,39 +395,39 @@ def test_the_number_of_threads_does_not_show() -> None:
 # --- Dead images -------------------------------------------------------------------------------
 
 
-def test_dead_images_are_painted_again_with_another_attempt_and_counted(
+def test_dead_images_are_regenerated_with_the_next_attempt_and_counted(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     generator = FeatvizGenerator(
         model="efficientnet_lite0", weights_sha256=LITE0, layers=("blocks.1",), height=32, width=32,
         steps=20,
     )  # fmt: skip
-    usual = list(generator.generate(range(4)))
-    real = painting.optimize_images
+    expected = list(generator.generate(range(4)))
+    real = featviz_generator.optimize_images
 
     def dark(*arguments: Any, **more: Any) -> Any:  # noqa: ANN401
-        made = real(*arguments, **more)
+        visualized = real(*arguments, **more)
         keys = arguments[4]
         for place, key in enumerate(keys):
             if key[2] == 1 and key[3] < 2:
-                made.images[place] = 0
+                visualized.images[place] = 0
             if key[2] == 2 and key[3] < 1:
-                made.values[place] = np.nan
-        return made
+                visualized.values[place] = np.nan
+        return visualized
 
-    monkeypatch.setattr(painting, "optimize_images", dark)
-    painted = list(generator.generate(range(4)))
-    assert [each.attempts for each in painted] == [1, 3, 2, 1]
-    assert [each.record["recipe"]["attempt"] for each in painted] == [0, 2, 1, 0]
-    np.testing.assert_array_equal(painted[3].image, usual[3].image)
-    assert painted[1].record["statistics"]["luma_std_at_32"] > 0.02
-    # A record says all, also the attempt.
-    whole = {**painted[1].record, "sha256": pixel_sha256(painted[1].image)}
-    np.testing.assert_array_equal(generator.generate_again(whole), painted[1].image)
+    monkeypatch.setattr(featviz_generator, "optimize_images", dark)
+    generated = list(generator.generate(range(4)))
+    assert [each.attempts for each in generated] == [1, 3, 2, 1]
+    assert [each.record["recipe"]["attempt"] for each in generated] == [0, 2, 1, 0]
+    np.testing.assert_array_equal(generated[3].image, expected[3].image)
+    assert generated[1].record["statistics"]["luma_std_at_32"] > 0.02
+    # The attempt is part of the record.
+    record = {**generated[1].record, "sha256": pixel_sha256(generated[1].image)}
+    np.testing.assert_array_equal(generator.regenerate(record), generated[1].image)
 
 
-def test_a_layer_that_gives_nothing_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(painting, "is_dead", lambda _: True)
+def test_a_layer_with_only_flat_images_is_reported(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(featviz_generator, "is_dead", lambda _: True)
     generator = FeatvizGenerator(
         model="efficientnet_lite0", weights_sha256=LITE0, layers=("stem",), height=16, width=16,
         steps=1,
@@ -453,24 +450,26 @@ def plan(**changes: Any) -> FeatvizGenerator:  # noqa: ANN401
     return plan_generator(**arguments | changes)
 
 
-def test_a_batch_is_as_large_as_memory_lets_it_be(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_batch_size_is_the_largest_that_fits_into_memory(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     gib = 2**30
     batches = []
     for memory in (64 * gib, 1 * gib, gib // 3, gib // 100):
-        monkeypatch.setattr(painting, "_memory", lambda _, memory=memory: memory)
+        monkeypatch.setattr(featviz_generator, "_memory", lambda _, memory=memory: memory)
         batches.append(plan().batch)
     assert batches[0] == 8
     assert batches == sorted(batches, reverse=True)
     assert batches[-1] == 2
     assert plan(batch=5).batch == 5
     assert plan(earlier={"batch": 3, "precision": "bfloat16"}).batch == 3
-    monkeypatch.setattr(painting, "_memory", lambda _: 64 * gib)
-    assert painting._largest_batch(1000, "cuda") == 128
-    assert painting._largest_batch(100, "cuda") == 64
+    monkeypatch.setattr(featviz_generator, "_memory", lambda _: 64 * gib)
+    assert featviz_generator._largest_batch(1000, "cuda") == 128
+    assert featviz_generator._largest_batch(100, "cuda") == 64
 
 
-def test_the_estimate_of_memory_is_near_what_is_taken() -> None:
-    # Measured by the peak of resident memory: 60 MB an image of 256 pixels with a window of 128.
+def test_the_estimate_of_memory_is_near_the_measured_peak() -> None:
+    # Measured as peak resident memory: 60 MB per image of 256 pixels with a window of 128.
     estimate = image_bytes(open_network(), (256, 256), 128 * 128)
     assert 20e6 < estimate < 200e6
 
@@ -482,7 +481,7 @@ def test_a_chunk_fills_batches_of_each_layer() -> None:
     assert replace(generator, batch=64).chunk_size() == 3 * 64
 
 
-def test_devices_are_found_or_refused_in_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_devices_are_found_or_rejected_in_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
     assert find_device("cpu") == torch.device("cpu")
     for name in ("gpu", "cuda:99", "tpu:x", "meta"):
         with pytest.raises(
@@ -504,7 +503,9 @@ def test_devices_are_found_or_refused_in_one_line(monkeypatch: pytest.MonkeyPatc
         ({"device": "gpu"}, "device 'gpu' is not available"),
     ],
 )
-def test_what_cannot_be_had_is_one_line(changes: dict[str, Any], message: str) -> None:
+def test_unavailable_options_are_reported_in_one_line(
+    changes: dict[str, Any], message: str
+) -> None:
     with pytest.raises(PipelineError, match=message) as caught:
         plan(**changes)
     assert "\n" not in str(caught.value)
@@ -524,7 +525,7 @@ def test_what_cannot_be_had_is_one_line(changes: dict[str, Any], message: str) -
         ("--family", "mixed"),
     ],
 )
-def test_wrong_usage_is_told_and_exits_with_2(
+def test_usage_errors_exit_with_2(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, arguments: Sequence[str]
 ) -> None:
     monkeypatch.chdir(tmp_path)
@@ -544,7 +545,7 @@ def test_wrong_usage_is_told_and_exits_with_2(
         (("--steps", "2", "--size", "256"), "steps is 2"),
     ],
 )
-def test_what_cannot_be_had_ends_with_one_line(
+def test_the_command_reports_unavailable_options_in_one_line(
     tmp_path: Path, arguments: Sequence[str], message: str
 ) -> None:
     result = run("featviz", "--out", str(tmp_path / "set"), "--n", "1", *arguments)
@@ -554,7 +555,7 @@ def test_what_cannot_be_had_ends_with_one_line(
     assert not (tmp_path / "set").exists()
 
 
-def test_a_sheet_shows_the_images(small_set: Path, tmp_path: Path) -> None:
+def test_the_contact_sheet_shows_the_images(small_set: Path, tmp_path: Path) -> None:
     result = make(small_set, "--n", "18", "--contact-sheet", str(tmp_path / "sheet.png"))
     assert result.exit_code == 0
     assert decode((tmp_path / "sheet.png").read_bytes()).std() > 1

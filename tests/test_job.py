@@ -226,7 +226,7 @@ def test_a_store_with_other_files_is_rejected_and_not_touched(
 
 
 @pytest.mark.parametrize(
-    "content", [b"{", b"[1]", b"\xff", b'{"settings": {}, "made_with": {}}', b"[" * 200_000]
+    "content", [b"{", b"[1]", b"\xff", b'{"settings": {}, "versions": {}}', b"[" * 200_000]
 )
 def test_a_damaged_request_is_rejected(tmp_path: Path, content: bytes) -> None:
     begin(tmp_path)

@@ -299,7 +299,7 @@ class Fixed(Draws):
 
 def test_draws_stay_in_range_at_the_ends_of_the_unit_interval() -> None:
     low, high = Fixed(0.0), Fixed(1 - 2.0**-53)
-    assert (low.whole(-2, 6), high.whole(-2, 6)) == (-2, 6)
+    assert (low.integer(-2, 6), high.integer(-2, 6)) == (-2, 6)
     assert (low.choice("abc"), high.choice("abc")) == ("a", "c")
     assert (low.weighted("abc", (0, 2, 1)), high.weighted("abc", (1, 2, 0))) == ("b", "b")
     assert (low.sign(), high.sign()) == (-1.0, 1.0)
@@ -310,7 +310,7 @@ def test_draws_stay_in_range_at_the_ends_of_the_unit_interval() -> None:
 @pytest.mark.parametrize(("low", "high"), [(0, 1), (1, 6), (-4, 8), (3, 3)])
 def test_integers_are_uniform_and_include_both_ends(low: int, high: int) -> None:
     draws = Draws(7, low, high)
-    counts = Counter(draws.whole(low, high) for _ in range(20_000))
+    counts = Counter(draws.integer(low, high) for _ in range(20_000))
     assert sorted(counts) == list(range(low, high + 1))
     assert low == high or stats.chisquare(list(counts.values())).pvalue > IMPROBABLE
 

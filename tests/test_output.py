@@ -24,7 +24,7 @@ from object_store import AmazonStore, GoogleStore
 from pipelines import Remote, open_mixing_set
 from pipelines.cli import gen
 from pipelines.errors import PipelineError
-from pipelines.generate.products import begun_shards
+from pipelines.generate.products import unmerged_shards
 from pipelines.shards import output
 from pipelines.shards.job import JobResult, merge
 from pipelines.shards.output import Bucket, Folder, OutputStore, open_output
@@ -39,7 +39,7 @@ def generate(asked: JobSpec) -> RunResult:
 
 
 def merge_shards(store: OutputStore) -> JobResult:
-    return merge(begun_shards(store))
+    return merge(unmerged_shards(store))
 
 
 @pytest.fixture(scope="session")

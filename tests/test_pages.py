@@ -1,4 +1,4 @@
-"""The pages of `pixmix-show`, as a browser shows them on a phone and on a desk."""
+"""The content of the pages of `pixmix-show`, and how a browser shows them."""
 
 import re
 from collections.abc import Callable
@@ -17,9 +17,8 @@ from fractals.chaos import ChaosLayer
 from fractals.escape import EscapeLayer
 from fractals.variations import VARIATION_NUMBER, VARIATIONS
 from pipelines.cli import gen, show
-from pipelines.report.set_report import read_set
 from pipelines.report.set_statistics import set_images
-from pipelines.report.set_table import judged
+from pipelines.report.sets import judged, read_set
 from pipelines.system.progress import no_progress
 from test_report_runs import evaluated, training
 
@@ -27,14 +26,14 @@ pytest.importorskip("matplotlib")
 
 
 def noise(seed: int) -> NDArray[np.uint8]:
-    """Blocks of random colours, 96x144."""
+    """Return 96x144 blocks of random colours."""
     colours = np.random.default_rng(seed).integers(0, 256, (6, 9, 3), dtype=np.uint8)
     return colours.repeat(16, 0).repeat(16, 1)
 
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Seven images, of which 1 and 5, and 2, 3 and 6 are the same."""
+    """Return a folder of seven images, of which 1 and 5, and 2, 3 and 6 are equal."""
     out = tmp_path_factory.mktemp("set") / "images"
     out.mkdir()
     for place, seed in enumerate((0, 1, 2, 2, 4, 1, 2)):
@@ -44,7 +43,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def fractals(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A set of 12 images that are not square."""
+    """Return a dataset of 12 images that are not square."""
     out = tmp_path_factory.mktemp("set") / "fractals"
     words = ["fractals", "--n", "12", "--size", "48x32", "--jobs", "1"]
     result = CliRunner().invoke(gen.main, [*words, "--out", str(out)])
@@ -67,7 +66,7 @@ def rows_of(text: str) -> list[list[str]]:
 
 
 def genome_with(kind: type) -> tuple[int, Genome]:
-    """Return the first genome that has such a layer and, of maps, one with parameters."""
+    """Return the first genome that has a layer of a kind, of maps one with parameters."""
     for index in range(12):
         genome = draw_genome(seed=0, index=index)
         for layer in genome.layers:
@@ -80,12 +79,10 @@ def genome_with(kind: type) -> tuple[int, Genome]:
     raise AssertionError(kind)
 
 
-# --- what stands in them -------------------------------------------------------------------------
+# --- Content -------------------------------------------------------------------------------------
 
 
-def test_the_page_of_one_set_has_the_table_of_the_text_with_its_bars(
-    folder: Path, tmp_path: Path
-) -> None:
+def test_the_page_of_a_set_has_the_table_with_its_targets(folder: Path, tmp_path: Path) -> None:
     rows = rows_of(page_of(tmp_path / "set.html", "set", folder))
     statistics = read_set(
         "images", folder, set_images(folder), 512, progress=no_progress
@@ -95,28 +92,29 @@ def test_the_page_of_one_set_has_the_table_of_the_text_with_its_bars(
     assert any(cell.endswith(" met") for row in rows for cell in row)
 
 
-def test_near_duplicates_are_shown_beside_their_number(folder: Path, tmp_path: Path) -> None:
+def test_near_duplicates_are_counted_and_shown(folder: Path, tmp_path: Path) -> None:
     text = page_of(tmp_path / "set.html", "set", folder)
     part = text.partition("Near-duplicates of images</h2>")[2].partition("</section>")[0]
     assert "3 of 7 images could be removed" in part
     names = [[str(folder / f"{place}.png") for place in group] for group in ((1, 5), (2, 3, 6))]
     captions = re.findall(r"<figcaption>(.*?)</figcaption>", part)
     assert captions == [" and ".join(names[0]), f"3 images, {', '.join(names[1])}"]
-    # 2 and 3 images beside each other, 128 pixels each with a gap of 2.
+    # 2 and 3 images side by side, 128 pixels each with a gap of 2.
     assert re.findall(r'width="(\d+)" height="(\d+)"', part) == [("258", "128"), ("388", "128")]
 
 
-def test_the_page_of_mixed_tells_each_round(folder: Path, tmp_path: Path) -> None:
-    from pipelines.report.mixing import MixingImages, mix, square
+def test_the_page_of_mixed_has_a_table_of_each_draw(folder: Path, tmp_path: Path) -> None:
+    from pipelines.report.mixing import MixingImages, mildest_first, mix, square
     from pixmix import PixMixSettings
 
-    words = ["--mixing-set", folder, "--size", 64, "--rows", 5, "--out", tmp_path / "mixed.png"]
+    words = ["--mixing-set", folder, "--size", 64, "--draws", 5, "--out", tmp_path / "mixed.png"]
     rows = rows_of(page_of(tmp_path / "mixed.html", "mixed", folder / "0.png", *words))
     mixing_set = MixingImages([folder], 64)
     expected = []
-    for row in range(5):
-        draw = mix(square(noise(0), 64), mixing_set, PixMixSettings(), (0, 0, row))
-        expected.append(["round", "mixed in", "how", "a", "b"])
+    image = square(noise(0), 64)
+    draws = [mix(image, mixing_set, PixMixSettings(), (0, 0, index)) for index in range(5)]
+    for draw in mildest_first(image, draws):
+        expected.append(["round", "mixed with", "mixing", "a", "b"])
         expected.append(["start", draw.start or "unchanged", "-", "-", "-"])
         for number, each in enumerate(draw.rounds, 1):
             other = each.operation or Path(draw.mixing_image or "").name
@@ -126,7 +124,7 @@ def test_the_page_of_mixed_tells_each_round(folder: Path, tmp_path: Path) -> Non
     assert any(row[1].endswith(".png") for row in rows)
 
 
-def test_the_page_of_a_fractal_has_all_its_numbers(fractals: Path, tmp_path: Path) -> None:
+def test_the_page_of_a_fractal_has_all_its_parameters(fractals: Path, tmp_path: Path) -> None:
     index, genome = genome_with(ChaosLayer)
     words = ["--index", index, "--size", 64, "--out", tmp_path / "genome.png"]
     rows = rows_of(page_of(tmp_path / "genome.html", "genome", fractals, *words))
@@ -149,11 +147,11 @@ def test_the_page_of_a_fractal_has_all_its_numbers(fractals: Path, tmp_path: Pat
             )]  # fmt: skip
             for term in each.variations:
                 named = VARIATIONS[VARIATION_NUMBER[term.name]].parameters
-                told = [
+                parameters = [
                     f"{name} {value:.4g}"
                     for (name, *_), value in zip(named, term.parameters, strict=True)
                 ]
-                row = [str(number), term.name, f"{term.weight:.4g}", ", ".join(told) or "-"]
+                row = [str(number), term.name, f"{term.weight:.4g}", ", ".join(parameters) or "-"]
                 assert row in rows
 
 
@@ -171,7 +169,7 @@ def test_the_page_of_an_escape_layer_has_every_field(fractals: Path, tmp_path: P
             ] in rows
 
 
-# --- what a browser shows ------------------------------------------------------------------------
+# --- Layout in a browser -------------------------------------------------------------------------
 
 
 def _set(folder: Path, _fractals: Path, out: Path) -> tuple[str, int, int]:
@@ -183,7 +181,7 @@ def _sets(folder: Path, fractals: Path, out: Path) -> tuple[str, int, int]:
 
 
 def _mixed(folder: Path, _fractals: Path, out: Path) -> tuple[str, int, int]:
-    words = ["--mixing-set", folder, "--size", 64, "--rows", 3, "--out", out / "mixed.png"]
+    words = ["--mixing-set", folder, "--size", 64, "--draws", 3, "--out", out / "mixed.png"]
     return page_of(out / "mixed.html", "mixed", folder / "0.png", *words), 3, 3
 
 
@@ -199,7 +197,7 @@ def _genome(fractals: Path, out: Path, kind: type) -> tuple[str, int, int]:
     index, genome = genome_with(kind)
     words = ["--index", index, "--size", 640, "--out", out / "genome.png"]
     text = page_of(out / "genome.html", "genome", fractals, *words)
-    # Of maps: maps, window, tone, palette, how it lies, and variations where there are any.
+    # A layer of maps has maps, window, tone, palette, blending, and variations if there are any.
     tables = [
         3
         if isinstance(layer.fractal, EscapeLayer)
@@ -216,7 +214,7 @@ def _run(_folder: Path, _fractals: Path, out: Path) -> tuple[str, int, int]:
 
 @pytest.mark.skipif(CHROMIUM is None, reason="needs chromium")
 @pytest.mark.parametrize("make", [_set, _sets, _mixed, _flame, _escape, _run])
-def test_each_page_shows_its_images_and_tables_on_a_phone_and_on_a_desk(
+def test_each_page_shows_its_images_and_tables_in_narrow_and_wide_windows(
     folder: Path,
     fractals: Path,
     tmp_path: Path,

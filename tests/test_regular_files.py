@@ -15,7 +15,7 @@ SMALL = ("--n", "4", "--size", "24x16", "--samples-per-pixel", "4", "--jobs", "1
 
 ALLOWED = {
     "demo.py", "evaluation/folders.py", "generate/ray.py",
-    "provenance/run_record.py", "system/process_group.py", "system/processes.py",
+    "provenance.py", "system/process_group.py", "system/processes.py",
 }  # fmt: skip
 """Modules that read by name only files of the system, of the package or of their own."""
 
@@ -76,7 +76,7 @@ def test_a_damaged_request_of_shards_is_an_error(
     tmp_path: Path, request_: dict[str, object]
 ) -> None:
     (tmp_path / ".work").mkdir()
-    document = {"settings": request_, "made_with": {}, "n": 4}
+    document = {"settings": request_, "versions": {}, "n": 4}
     (tmp_path / ".work" / "request.json").write_text(json.dumps(document))
     merged = CliRunner().invoke(gen.main, ["merge", str(tmp_path)])
     assert merged.exit_code == 1

@@ -1,4 +1,4 @@
-"""`pixmix-show mixed`: what it shows is what PixMix does, step by step."""
+"""`pixmix-show mixed`: the steps that it shows are those of PixMix."""
 
 import json
 import os
@@ -16,15 +16,24 @@ from pipelines.cli import show
 from pipelines.errors import PipelineError
 from pipelines.loading.mixing_set import open_mixing_set
 from pipelines.report import mixing as report_mixing
-from pipelines.report.mixing import MixingImages, document, figure, mix, square, to_bytes
+from pipelines.report.mixing import (
+    Draw,
+    MixingImages,
+    document,
+    figure,
+    mildest_first,
+    mix,
+    square,
+    to_bytes,
+)
 from pixmix import PixMix, PixMixSettings, mixing
 from pixmix.operations import apply
 
 KEYS = [(seed, epoch, index) for seed, epoch in ((0, 0), (7, 3)) for index in range(12)]
 
 
-def picture(seed: int, height: int, width: int) -> NDArray[np.uint8]:
-    """Smooth colours with some grain."""
+def grainy_image(seed: int, height: int, width: int) -> NDArray[np.uint8]:
+    """Return an image of smooth colours with some grain."""
     draws = np.random.default_rng(seed)
     coarse = Image.fromarray(draws.integers(0, 256, (5, 7, 3), dtype=np.uint8))
     smooth = np.asarray(coarse.resize((width, height), Image.Resampling.BICUBIC)).astype(int)
@@ -34,17 +43,17 @@ def picture(seed: int, height: int, width: int) -> NDArray[np.uint8]:
 
 @pytest.fixture(scope="module")
 def folders(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
-    """Two mixing sets, of pictures of several shapes."""
+    """Two mixing sets with images of several shapes."""
     found = []
     for name, sizes in (("a", [(70, 90), (64, 64), (200, 120)]), ("b", [(48, 30), (64, 100)])):
         folder = tmp_path_factory.mktemp(name)
         for place, size in enumerate(sizes):
-            Image.fromarray(picture(place, *size)).save(folder / f"{place}.png")
+            Image.fromarray(grainy_image(place, *size)).save(folder / f"{place}.png")
         found.append(folder)
     return found
 
 
-def test_the_images_are_those_of_the_opened_set_and_have_their_names(
+def test_lazy_images_equal_those_of_an_opened_set_and_have_its_names(
     folders: list[Path], tmp_path: Path
 ) -> None:
     lazy = MixingImages(folders, 48)
@@ -57,8 +66,10 @@ def test_the_images_are_those_of_the_opened_set_and_have_their_names(
 
 
 @pytest.mark.parametrize("with_set", [True, False])
-def test_the_result_is_that_of_pixmix_for_the_same_key(folders: list[Path], with_set: bool) -> None:
-    image = picture(99, 48, 48)
+def test_the_result_equals_that_of_pixmix_for_the_same_key(
+    folders: list[Path], with_set: bool
+) -> None:
+    image = grainy_image(99, 48, 48)
     mixing_set = MixingImages(folders, 48) if with_set else None
     for all_ops in (False, True):
         settings = PixMixSettings(k=3, beta=2.0, severity=6.0, all_ops=all_ops)
@@ -69,10 +80,10 @@ def test_the_result_is_that_of_pixmix_for_the_same_key(folders: list[Path], with
             assert np.array_equal(draw.result, to_bytes(expected.numpy()))
 
 
-def test_what_is_mixed_in_is_an_operation_of_the_image_or_a_part_of_the_named_one(
+def test_each_round_mixes_an_augmented_copy_or_a_crop_of_the_named_mixing_image(
     folders: list[Path],
 ) -> None:
-    image = picture(98, 48, 48)
+    image = grainy_image(98, 48, 48)
     mixing_set = MixingImages(folders, 48)
     names = [mixing_set.name(place) for place in range(5)]
     seen = set()
@@ -104,10 +115,10 @@ def test_what_is_mixed_in_is_an_operation_of_the_image_or_a_part_of_the_named_on
     assert seen == {"autocontrast", "equalize", "posterize", "solarize", "translate"}
 
 
-def test_each_round_is_the_named_mixing_of_the_one_before_with_the_image_shown(
+def test_each_result_is_the_named_mixing_of_the_result_before_and_the_image_shown(
     folders: list[Path],
 ) -> None:
-    image = picture(97, 48, 48)
+    image = grainy_image(97, 48, 48)
     mixing_set = MixingImages(folders, 48)
     n_rounds = 0
     for key in KEYS:
@@ -117,7 +128,7 @@ def test_each_round_is_the_named_mixing_of_the_one_before_with_the_image_shown(
             x, y = (np.float32(one) / np.float32(255) for one in (before, each.other))
             expected = getattr(mixing, each.mixing)(x, y, each.a, each.b)
             apart = np.abs(expected - np.float32(each.result) / 255)
-            # The picture before is known to half a level, which b < 0 near black multiplies.
+            # The image before is known to half a level, which b < 0 near black multiplies.
             assert np.median(apart) < 1 / 255
             assert (apart < 0.02).mean() > 0.97
             before = each.result
@@ -125,15 +136,15 @@ def test_each_round_is_the_named_mixing_of_the_one_before_with_the_image_shown(
     assert n_rounds > 20
 
 
-def test_the_plan_is_told_without_pixels(folders: list[Path]) -> None:
-    image = picture(96, 48, 48)
+def test_the_document_has_the_plan_without_pixels(folders: list[Path]) -> None:
+    image = grainy_image(96, 48, 48)
     settings = PixMixSettings()
     draws = [mix(image, MixingImages(folders, 48), settings, (0, 0, i)) for i in range(6)]
-    told = json.loads(json.dumps(document(draws)))["draws"]
-    assert [each["key"] for each in told] == [[0, 0, i] for i in range(6)]
-    assert [len(each["rounds"]) for each in told] == [len(draw.rounds) for draw in draws]
+    documents = json.loads(json.dumps(document(draws)))["draws"]
+    assert [each["key"] for each in documents] == [[0, 0, i] for i in range(6)]
+    assert [len(each["rounds"]) for each in documents] == [len(draw.rounds) for draw in draws]
     assert len({len(draw.rounds) for draw in draws}) > 1
-    for each, draw in zip(told, draws, strict=True):
+    for each, draw in zip(documents, draws, strict=True):
         for written, drawn in zip(each["rounds"], draw.rounds, strict=True):
             assert written == {
                 "operation": drawn.operation,
@@ -143,36 +154,49 @@ def test_the_plan_is_told_without_pixels(folders: list[Path]) -> None:
             }
 
 
-def test_the_square_is_the_centre_as_torchvision_cuts_it() -> None:
+def test_the_square_equals_resize_and_centre_crop_of_torchvision() -> None:
     for height, width, side in ((60, 91, 32), (91, 60, 32), (40, 40, 40), (30, 50, 64)):
-        whole = picture(1, height, width)
+        whole = grainy_image(1, height, width)
         cut = v2.Compose([v2.Resize(side), v2.CenterCrop(side)])
         expected = np.asarray(cut(Image.fromarray(whole)))
         assert np.array_equal(square(whole, side), expected)
 
 
-def test_the_figure_has_a_row_a_draw_and_frames_what_a_network_gets(folders: list[Path]) -> None:
-    image = picture(95, 48, 48)
+def test_the_figure_begins_with_the_mildest_draw_and_frames_each_result(
+    folders: list[Path],
+) -> None:
+    image = grainy_image(95, 48, 48)
     mixing_set = MixingImages(folders, 48)
-    draws = [mix(image, mixing_set, PixMixSettings(), (0, 0, i)) for i in range(5)]
-    drawn = figure(image, draws)
-    one = figure(image, draws[:1])
-    assert drawn.height > 4 * one.height
-    pixels = np.asarray(drawn)
+    draws = [mix(image, mixing_set, PixMixSettings(), (0, 0, i)) for i in range(8)]
+    ordered = mildest_first(image, draws)
+    with_rounds = [draw for draw in ordered if draw.rounds]
+    assert 2 < len(with_rounds) < len(draws)
+    assert ordered[: len(with_rounds)] == with_rounds
+    changes = [np.abs(draw.result.astype(int) - image).mean() for draw in with_rounds]
+    assert changes == sorted(changes)
+    pixels = np.asarray(figure(image, draws))
     marked = (pixels == (214, 92, 20)).all(axis=2)
-    # Each row's frame stands one column further right for each round.
-    starts = np.flatnonzero(np.diff(np.concatenate([[0], marked.any(axis=1).astype(int)])) == 1)
-    assert len(starts) == 5
-    left = [int(np.flatnonzero(marked[start + 1])[0]) for start in starts]
-    rounds = [len(draw.rounds) for draw in draws]
-    pitch = 208 + 18
-    assert len(set(rounds)) > 2
-    assert [place - pitch * n for place, n in zip(left, rounds, strict=True)] == [
-        left[0] - pitch * rounds[0]
-    ] * 5
+    # The frame is around the last cell of each draw, in one of three columns.
+    edges = np.flatnonzero(np.diff(marked.any(axis=1).astype(int), prepend=0) == 1)
+    assert len(edges) == len(draws)
+    first = 20 - 4
+    left = [(int(np.flatnonzero(marked[edge])[0]) - first) / (216 + 20) for edge in edges]
+    cells = [1 + (draw.start is not None) + len(draw.rounds) for draw in ordered]
+    assert left == [(n - 1) % 3 for n in cells]
+    assert len(set(cells)) > 2
 
 
-# --- the command ---------------------------------------------------------------------------------
+def test_text_of_the_figure_is_legible_at_400_pixels() -> None:
+    drawn = figure(grainy_image(95, 48, 48), [_plain_draw()])
+    assert report_mixing._TEXT * 400 / drawn.width > 10
+
+
+def _plain_draw() -> Draw:
+    first = grainy_image(95, 48, 48)
+    return Draw(key=(0, 0, 0), start=None, first=first, mixing_image=None, rounds=())
+
+
+# --- The command ---------------------------------------------------------------------------------
 
 
 def run(*arguments: object) -> Result:
@@ -182,35 +206,35 @@ def run(*arguments: object) -> Result:
 @pytest.fixture
 def photograph(tmp_path: Path) -> Path:
     path = tmp_path / "photograph.jpg"
-    Image.fromarray(picture(94, 90, 130)).save(path)
+    Image.fromarray(grainy_image(94, 90, 130)).save(path)
     return path
 
 
-def test_the_command_draws_a_figure_and_tells_the_plan(
+def test_the_command_draws_a_figure_and_prints_the_plan(
     folders: list[Path], photograph: Path, tmp_path: Path
 ) -> None:
     out, html = tmp_path / "new" / "mixed.png", tmp_path / "mixed.html"
     sets = [word for folder in folders for word in ("--mixing-set", folder)]
-    options = ["--rows", 3, "--size", 64, "--seed", 5, "--out", out, "--html", html, "--json"]
+    options = ["--draws", 3, "--size", 64, "--seed", 5, "--out", out, "--html", html, "--json"]
     result = run(photograph, *sets, *options)
     assert result.exit_code == 0, result.output
-    told = json.loads(result.stdout)
-    assert [each["key"] for each in told["draws"]] == [[5, 0, row] for row in range(3)]
+    printed = json.loads(result.stdout)
+    assert [each["key"] for each in printed["draws"]] == [[5, 0, index] for index in range(3)]
     image = square(np.asarray(Image.open(photograph)), 64)
     mixing_set = MixingImages(folders, 64)
-    draws = [mix(image, mixing_set, PixMixSettings(), (5, 0, row)) for row in range(3)]
+    draws = [mix(image, mixing_set, PixMixSettings(), (5, 0, index)) for index in range(3)]
     assert np.array_equal(np.asarray(Image.open(out)), np.asarray(figure(image, draws)))
     assert html.read_text().count("<img ") == html.read_text().count("<table") == 3
 
 
-def test_users_mistakes_get_one_line_and_their_exit_code(
+def test_user_errors_are_one_line_with_their_exit_code(
     folders: list[Path], photograph: Path, tmp_path: Path
 ) -> None:
     out = tmp_path / "out.png"
     empty = tmp_path / "empty"
     empty.mkdir()
     text = tmp_path / "text.jpg"
-    text.write_text("no picture")
+    text.write_text("not an image")
     broken = tmp_path / "broken"
     broken.mkdir()
     (broken / "0.png").write_bytes(b"nothing")
@@ -223,10 +247,10 @@ def test_users_mistakes_get_one_line_and_their_exit_code(
         (2, "does not exist", [tmp_path / "absent.jpg", *a_set, "--out", out]),
         (2, "--beta", [photograph, *a_set, "--out", out, "--beta", "nan"]),
         (2, "--k", [photograph, *a_set, "--out", out, "--k", -1]),
-        (1, "text.jpg is no readable image", [text, *a_set, "--out", out]),
+        (1, "text.jpg", [text, *a_set, "--out", out]),
         (1, "holds no images", [photograph, "--mixing-set", empty, "--out", out]),
         (1, "0.png cannot be read",
-         [photograph, "--mixing-set", broken, "--out", out, "--rows", 9]),
+         [photograph, "--mixing-set", broken, "--out", out, "--draws", 9]),
     ]  # fmt: skip
     for code, message, arguments in cases:
         result = run(*arguments)
@@ -237,7 +261,7 @@ def test_users_mistakes_get_one_line_and_their_exit_code(
         assert not out.exists()
 
 
-def test_neither_the_photograph_nor_a_set_is_written_into(
+def test_neither_the_photograph_nor_a_mixing_set_is_overwritten(
     folders: list[Path], photograph: Path, tmp_path: Path
 ) -> None:
     before = photograph.read_bytes()
@@ -256,7 +280,7 @@ def test_neither_the_photograph_nor_a_set_is_written_into(
         assert not out.exists()
 
 
-def test_a_mixing_set_that_is_an_image_or_a_text_is_told_what_to_be(
+def test_a_mixing_set_that_is_an_image_or_a_text_is_rejected_with_what_to_use(
     photograph: Path, tmp_path: Path
 ) -> None:
     (tmp_path / "text.sh").write_text("echo\n" * 300)
@@ -264,7 +288,7 @@ def test_a_mixing_set_that_is_an_image_or_a_text_is_told_what_to_be(
         place = tmp_path / name
         result = run(photograph, "--mixing-set", place, "--out", tmp_path / "out.png")
         assert result.exit_code == 1
-        assert f"{place} is not a tar; name a folder of images" in result.stderr
+        assert f"{place} is not a tar; use a folder of images" in result.stderr
 
 
 def test_an_image_of_the_set_that_cannot_be_read_is_named(tmp_path: Path) -> None:
@@ -273,7 +297,7 @@ def test_an_image_of_the_set_that_cannot_be_read_is_named(tmp_path: Path) -> Non
         MixingImages([tmp_path], 32)[0]
 
 
-def test_a_missing_mixing_set_is_found_before_a_kernel_is_compiled(
+def test_an_empty_mixing_set_is_rejected_before_kernels_are_compiled(
     photograph: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def compiled(*_: object) -> None:
@@ -286,7 +310,7 @@ def test_a_missing_mixing_set_is_found_before_a_kernel_is_compiled(
     assert "holds no images" in result.stderr
 
 
-def test_a_pipe_is_named_and_not_waited_for(photograph: Path, tmp_path: Path) -> None:
+def test_a_named_pipe_is_rejected_without_waiting_for_it(photograph: Path, tmp_path: Path) -> None:
     pipe = tmp_path / "pipe.png"
     os.mkfifo(pipe)
     out = ["--out", tmp_path / "out.png"]
@@ -297,7 +321,7 @@ def test_a_pipe_is_named_and_not_waited_for(photograph: Path, tmp_path: Path) ->
         assert result.stderr.count("\n") == 1
 
 
-def test_names_that_are_no_utf8_come_into_figure_page_and_json(
+def test_file_names_that_are_not_utf8_are_written_to_figure_page_and_json(
     folders: list[Path], photograph: Path, tmp_path: Path
 ) -> None:
     image = tmp_path / os.fsdecode(b"ph\xe9.png")
@@ -306,7 +330,7 @@ def test_names_that_are_no_utf8_come_into_figure_page_and_json(
     mixing_set.mkdir()
     shutil.copy(folders[0] / "0.png", mixing_set / os.fsdecode(b"caf\xe9.png"))
     page = tmp_path / "page.html"
-    options = ["--mixing-set", mixing_set, "--size", 48, "--html", page, "--json", "--rows", 6]
+    options = ["--mixing-set", mixing_set, "--size", 48, "--html", page, "--json", "--draws", 6]
     result = run(image, *options, "--out", tmp_path / "out.png")
     assert result.exit_code == 0, result.output
     assert "ph\\udce9.png" in page.read_text(encoding="utf-8")

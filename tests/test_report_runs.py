@@ -1,4 +1,4 @@
-"""`pixmix-show run`: trainings side by side, from what pixmix-train and pixmix-eval wrote."""
+"""`pixmix-show run`: compare training runs from the files of pixmix-train and pixmix-eval."""
 
 import csv
 import io
@@ -15,7 +15,7 @@ from PIL import Image
 
 from pipelines.cli import show
 from pipelines.errors import PipelineError
-from pipelines.provenance.run_record import DataFacts, Ending, Settings, recorded
+from pipelines.provenance import DataFacts, SessionState, Settings, recorded
 from pipelines.report.page import PageImage, Table, Text
 from pipelines.report.runs import curves, differing_rows, last_rows, read_runs, sections
 from pipelines.training.recipes import named_recipe
@@ -33,7 +33,7 @@ FOUND = {
 
 
 def training(folder: Path, epochs: int = 3, *, validation: bool = False, more: float = 0.0) -> Path:
-    """What pixmix-train leaves of a training whose errors fall from 50 %, with more loss."""
+    """Write the metrics of a run whose errors fall from 50 %. more: added to the training loss."""
     history = []
     for epoch in range(1, epochs + 1):
         record = {
@@ -64,7 +64,9 @@ def run(*arguments: object) -> Result:
     return CliRunner().invoke(show.main, ["run", *map(str, arguments)])
 
 
-def test_of_a_training_the_last_epoch_is_told(tmp_path: Path) -> None:
+def test_the_table_has_the_last_epoch_of_each_run_with_the_best_error_marked(
+    tmp_path: Path,
+) -> None:
     runs = read_runs([training(tmp_path / "a"), training(tmp_path / "b", 5, validation=True)])
     assert last_rows(runs) == [
         ("", "a", "b"),
@@ -73,7 +75,7 @@ def test_of_a_training_the_last_epoch_is_told(tmp_path: Path) -> None:
         ("training loss", "0.6667", "0.4000"),
         ("training error", "16.67 %", "10.00 %"),
         ("validation error", "-", "37.50 %"),
-        ("test error", "20.83 %", "12.50 %"),
+        ("test error", "20.83 %", "12.50 % *"),
     ]
 
 
@@ -118,7 +120,7 @@ def test_curves_of_one_epoch_show_a_point(tmp_path: Path) -> None:
     assert (abs(of_axes - (31, 119, 180)).max(axis=2) < 6).sum() > 20
 
 
-def test_a_page_has_curves_tables_and_a_radar(tmp_path: Path) -> None:
+def test_a_page_has_curves_tables_and_a_radar_plot(tmp_path: Path) -> None:
     runs = read_runs([evaluated(training(tmp_path / "a")), training(tmp_path / "b")])
     found = sections(runs)
     assert [section.title for section in found] == [
@@ -136,13 +138,24 @@ def test_a_page_has_curves_tables_and_a_radar(tmp_path: Path) -> None:
     assert "25.00 %" in text
 
 
-def test_runs_of_one_name_are_told_apart_by_the_folders_above(tmp_path: Path) -> None:
+def test_captions_name_only_the_splits_that_were_measured(tmp_path: Path) -> None:
+    def caption(folder: Path) -> str:
+        image = sections(read_runs([folder]))[0].parts[0]
+        assert isinstance(image, PageImage)
+        return image.caption
+
+    assert caption(training(tmp_path / "a")) == "Lines: training dotted, test solid."
+    with_validation = training(tmp_path / "b", validation=True)
+    assert caption(with_validation) == "Lines: training dotted, validation dashed, test solid."
+
+
+def test_runs_with_equal_names_are_distinguished_by_their_parent_folders(tmp_path: Path) -> None:
     folders = [training(tmp_path / of / "run") for of in ("x", "y")]
     assert [each.name for each in read_runs(folders)] == ["x/run", "y/run"]
 
 
 DAMAGED: list[tuple[str, bytes | str | None, str]] = [
-    ("metrics.jsonl", None, "is not a folder of pixmix-train, or its first epoch has not ended"),
+    ("metrics.jsonl", None, "is not an output folder of pixmix-train, or its first epoch has not"),
     ("metrics.jsonl", "", "metrics.jsonl is empty; its first epoch has not ended"),
     ("metrics.jsonl", "{\n", "metrics.jsonl, line 1"),
     ("metrics.jsonl", "\n", "metrics.jsonl, line 1"),
@@ -200,7 +213,7 @@ DAMAGED: list[tuple[str, bytes | str | None, str]] = [
 
 
 @pytest.mark.parametrize(("name", "content", "message"), DAMAGED)
-def test_files_that_are_not_what_they_should_be_are_named_in_a_line(
+def test_a_missing_or_damaged_file_is_reported_in_one_line(
     tmp_path: Path, name: str, content: bytes | str | None, message: str
 ) -> None:
     folder = training(tmp_path / "a")
@@ -218,7 +231,7 @@ def test_files_that_are_not_what_they_should_be_are_named_in_a_line(
 
 
 @pytest.mark.parametrize("name", ["metrics.jsonl", "evaluation.json", "run.json"])
-def test_what_is_no_regular_file_is_named_in_a_line_and_never_waited_for(
+def test_a_file_that_is_not_regular_is_reported_without_waiting_for_it(
     tmp_path: Path, name: str
 ) -> None:
     folder = training(tmp_path / "a")
@@ -233,7 +246,7 @@ def test_what_is_no_regular_file_is_named_in_a_line_and_never_waited_for(
             (folder / name).unlink()
 
 
-def test_a_figure_that_is_no_number_is_not_measured(tmp_path: Path) -> None:
+def test_a_metric_that_is_null_is_not_shown(tmp_path: Path) -> None:
     found = {"clean": {"error": 0.25}, "calibration": {"rms": None}}
     result = run(evaluated(training(tmp_path / "a"), found))
     assert result.exit_code == 0, result.output
@@ -241,7 +254,7 @@ def test_a_figure_that_is_no_number_is_not_measured(tmp_path: Path) -> None:
     assert "RMS calibration error" not in result.stdout
 
 
-def test_metrics_that_are_no_numbers_are_written_as_json_and_read_again(tmp_path: Path) -> None:
+def test_nan_and_infinite_metrics_are_written_as_null_and_read_again(tmp_path: Path) -> None:
     record = {"epoch": 1, "step": 1, "train_loss": 2.0, "test_loss": math.nan, "test_error": 0.5}
     write_metrics(tmp_path, [record, {**record, "test_loss": math.inf}])
     for line in (tmp_path / "metrics.jsonl").read_text().splitlines():
@@ -253,14 +266,14 @@ def test_metrics_that_are_no_numbers_are_written_as_json_and_read_again(tmp_path
 
 
 def recorded_run(folder: Path, *, more_sessions: int = 0, **changes: Any) -> Path:  # noqa: ANN401
-    """A training's folder with a run.json; changes are of the recipe."""
+    """Write a run with a run.json. changes: of the recipe."""
     training(folder)
     data = DataFacts(name="digits-train", location=str(folder), samples=9, sha256="a" * 64)
     settings = Settings(
         recipe={**DIGITS.to_json(), **changes}, data={"train": data}, mixing_set=None, weights=None
     )
     for _ in range(1 + more_sessions):
-        with recorded(folder, settings, Ending(0, finished=True), world_size=1):
+        with recorded(folder, settings, SessionState(0, finished=True), world_size=1):
             pass
     return folder
 
@@ -284,7 +297,7 @@ def test_only_the_settings_that_differ_are_shown(tmp_path: Path) -> None:
     assert document["runs"]["b"]["record"]["settings"]["recipe"]["batch_size"] == 999
 
 
-def test_data_differ_by_their_hash_and_not_by_their_place(tmp_path: Path) -> None:
+def test_datasets_differ_by_their_hash_and_not_by_their_folder(tmp_path: Path) -> None:
     a, b = (recorded_run(tmp_path / name) for name in "ab")
     assert len(differing_rows(read_runs([a, b]))) == 1
     assert "No setting differs." in run(a, b).stdout
@@ -295,7 +308,7 @@ def test_data_differ_by_their_hash_and_not_by_their_place(tmp_path: Path) -> Non
     ]
 
 
-def test_a_session_with_other_versions_is_a_difference(tmp_path: Path) -> None:
+def test_a_session_with_other_versions_is_shown_as_a_difference(tmp_path: Path) -> None:
     a, b = (recorded_run(tmp_path / name, more_sessions=1) for name in "ab")
     record = json.loads((b / "run.json").read_bytes())
     now = record["sessions"][0]["versions"]["torch"]
@@ -304,16 +317,16 @@ def test_a_session_with_other_versions_is_a_difference(tmp_path: Path) -> None:
     assert differing_rows(read_runs([a, b]))[1:] == [("torch", now, f"1.0, then {now}")]
 
 
-def test_a_run_without_run_json_is_named_and_the_others_compared(tmp_path: Path) -> None:
+def test_a_run_without_run_json_is_listed_and_the_others_are_compared(tmp_path: Path) -> None:
     a, b = recorded_run(tmp_path / "a"), training(tmp_path / "b")
     c = recorded_run(tmp_path / "c", ema_decay=0.9)
     result = run(a, b, c)
     assert result.exit_code == 0, result.output
-    assert "The settings of b are not known" in result.stdout
+    assert "The settings of b are unknown" in result.stdout
     assert differing_rows(read_runs([a, b, c]))[1:] == [("ema_decay", "none", "-", "0.9")]
 
 
-def test_csv_has_a_row_a_run_with_its_recipe_and_its_figures(tmp_path: Path) -> None:
+def test_csv_has_a_row_for_each_run_with_its_recipe_and_metrics(tmp_path: Path) -> None:
     a = evaluated(recorded_run(tmp_path / "a"))
     b = training(tmp_path / "b", 2)
     path = tmp_path / "new" / "runs.csv"
@@ -342,7 +355,7 @@ def test_pandas_reads_the_csv_with_numbers_as_numbers(tmp_path: Path) -> None:
     assert frame["recipe.learning_rate"][0] == 0.1
 
 
-def test_names_that_are_no_utf8_are_escaped_in_page_and_csv(tmp_path: Path) -> None:
+def test_file_names_that_are_not_utf8_are_escaped_in_page_and_csv(tmp_path: Path) -> None:
     folder = recorded_run(tmp_path / os.fsdecode(b"caf\xe9"))
     other = recorded_run(tmp_path / "b", seed=1)
     page, table = tmp_path / "a.html", tmp_path / "a.csv"
@@ -354,19 +367,19 @@ def test_names_that_are_no_utf8_are_escaped_in_page_and_csv(tmp_path: Path) -> N
 
 
 @pytest.mark.parametrize("name", ["$x^$", "_a", "$", "\u56fe", "a$b"])
-def test_names_of_any_letters_are_drawn(tmp_path: Path, name: str) -> None:
+def test_run_names_with_any_letters_are_drawn(tmp_path: Path, name: str) -> None:
     plain, other = training(tmp_path / "plain"), evaluated(training(tmp_path / name))
     result = run(plain, other, "--plot", tmp_path / "curves.png", "--html", tmp_path / "a.html")
     assert result.exit_code == 0, result.output
     assert result.stderr == ""
-    # As many runs as lines of the legend: a second colour of a second entry.
+    # The legend of two runs has more ink than that of one.
     with_one = np.asarray(Image.open(io.BytesIO(curves(read_runs([plain])))))[:60]
     with_both = np.asarray(Image.open(tmp_path / "curves.png"))[:60]
     assert (with_both[..., :3] < 250).sum() > (with_one[..., :3] < 250).sum()
 
 
 @pytest.mark.parametrize("name", ["metrics.csv", "metrics.jsonl", "run.json", "evaluation.json"])
-def test_files_of_a_run_are_not_written_over(tmp_path: Path, name: str) -> None:
+def test_files_of_a_run_are_not_overwritten(tmp_path: Path, name: str) -> None:
     folder = evaluated(recorded_run(tmp_path / "a"))
     link = tmp_path / "link.csv"
     link.symlink_to(folder / name)
@@ -375,14 +388,14 @@ def test_files_of_a_run_are_not_written_over(tmp_path: Path, name: str) -> None:
     assert "would be overwritten" in result.stderr
 
 
-def test_a_training_without_errors_has_curves_and_no_warning(tmp_path: Path) -> None:
+def test_a_run_without_error_metrics_has_curves_and_no_warning(tmp_path: Path) -> None:
     write_metrics(tmp_path, [{"epoch": 1, "step": 1, "train_loss": 2.0}])
     result = run(tmp_path, "--html", tmp_path / "report.html", "--plot", tmp_path / "curves.png")
     assert result.exit_code == 0, result.output
     assert result.stderr == ""
 
 
-def test_a_training_that_is_given_twice_is_refused_however_it_is_spelled(
+def test_a_run_that_is_passed_twice_is_rejected_for_any_spelling_of_its_path(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     folder = training(tmp_path / "a")
@@ -392,7 +405,7 @@ def test_a_training_that_is_given_twice_is_refused_however_it_is_spelled(
             read_runs([folder, other])
 
 
-def test_a_training_is_named_by_its_folder_however_it_is_spelled(
+def test_a_run_is_named_by_its_folder_for_any_spelling_of_its_path(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     a, b = (training(tmp_path / name) for name in "ab")
@@ -400,7 +413,7 @@ def test_a_training_is_named_by_its_folder_however_it_is_spelled(
     assert [each.name for each in read_runs([Path(), b])] == ["a", "b"]
 
 
-def test_two_images_do_not_take_one_file(tmp_path: Path) -> None:
+def test_two_outputs_must_not_be_one_file(tmp_path: Path) -> None:
     folder = training(tmp_path / "a")
     page = tmp_path / "a.htm"
     result = run(folder, "--plot", folder / "x.png", "--html", page)
@@ -416,8 +429,6 @@ def test_two_images_do_not_take_one_file(tmp_path: Path) -> None:
     "arguments",
     [["--html", "report.pdf"], ["--plot", "curves.svg"], ["--csv", "a.txt"], ["nowhere"], []],
 )
-def test_arguments_that_name_nothing_useful_are_refused_by_click(
-    tmp_path: Path, arguments: list[str]
-) -> None:
-    given = arguments if arguments in ([], ["nowhere"]) else [training(tmp_path / "a"), *arguments]
-    assert run(*given).exit_code == 2
+def test_invalid_arguments_exit_with_2(tmp_path: Path, arguments: list[str]) -> None:
+    words = arguments if arguments in ([], ["nowhere"]) else [training(tmp_path / "a"), *arguments]
+    assert run(*words).exit_code == 2

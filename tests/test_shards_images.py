@@ -1,6 +1,7 @@
 """Which files are images, their order, and how their content is decoded."""
 
 import os
+import pickle
 import struct
 import zlib
 from collections.abc import Iterator
@@ -152,6 +153,11 @@ def test_a_png_with_a_large_text_is_decoded(kind: bytes, where: str) -> None:
     at = 33 if where == "before" else len(content) - 12
     content = content[:at] + chunk + content[at:]
     assert np.array_equal(decode_image(content), image)
+
+
+def test_a_decode_error_can_be_pickled() -> None:
+    error = pickle.loads(pickle.dumps(DecodeError("damaged", "the file is damaged")))
+    assert (error.reason, str(error)) == ("damaged", "the file is damaged")
 
 
 @pytest.mark.parametrize("extension", ["png", "jpg"])

@@ -128,6 +128,7 @@ def test_files_that_cannot_be_decoded_are_rejected_or_skipped_and_reported(tmp_p
     result = run("imagefolder", folder.parent, out, "--on-decode-error", "skip", "--jobs", 1)
     assert result.exit_code == 0, result.output
     assert "2 images skipped" in result.output
+    assert open_shards(out).settings["scan"]["undecodable"] == {"damaged": 1, "empty": 1}
     assert len(open_shards(out)) == 1
 
 

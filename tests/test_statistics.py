@@ -125,7 +125,7 @@ def test_entropy_matches_the_reference(counts: list[int]) -> None:
 @given(st.integers(1, 2**52))
 def test_the_logarithm_matches_the_maths_library(number: int) -> None:
     # 1e-14: the result is below 52, whose spacing is 7e-15.
-    assert abs(kernels.logarithm2_of_whole(number) - math.log2(number)) < 1e-14
+    assert abs(kernels.logarithm2_of_integer(number) - math.log2(number)) < 1e-14
 
 
 @settings(deadline=None, max_examples=40)
@@ -373,7 +373,7 @@ CALIBRATED = {
 def test_the_reference_flames_have_their_published_statistics() -> None:
     paths = sorted((SHARED / "reference_fractals").glob("*.jpg"))
     if not paths:
-        pytest.skip("shared/data/reference_fractals does not lie beside the project")
+        pytest.skip("shared/data/reference_fractals not found beside the project")
     assert len(paths) == 200
     flames = [
         np.asarray(Image.open(io.BytesIO(path.read_bytes())).convert("RGB")) for path in paths

@@ -178,7 +178,9 @@ def test_resume_rejects_another_recipe(digits: Path, tmp_path: Path) -> None:
         train(training(digits, tmp_path / "run"), ALONE)
     with pytest.raises(PipelineError, match=r"seed: .* started with 0, this command has 1"):
         train(training(digits, tmp_path / "run", seed=1, resume=True), ALONE)
-    with pytest.raises(PipelineError, match=r"shard_partitions is 1 and .* 2, .* --shard-p"):
+    with pytest.raises(
+        PipelineError, match=r"shard_partitions is 1 in the state and 2 .* --shard-p"
+    ):
         train(training(digits, tmp_path / "run", shard_partitions=2, resume=True), ALONE)
 
 

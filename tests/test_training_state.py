@@ -77,3 +77,14 @@ def test_load_restores_each_field_that_save_writes(
     loaded = open_state(replace(config, resume=True), ALONE).save()
     lost = fields_that_differ(saved, loaded)
     assert not lost, f"TrainState.load does not restore what TrainState.save wrote: {lost}"
+
+
+@pytest.mark.parametrize(("field", "value"), [("batch_size", 8), ("seed", 1)])
+def test_the_loader_of_a_config_must_have_batch_size_and_seed_of_the_recipe(
+    digits: Path, tmp_path: Path, field: str, value: int
+) -> None:
+    config = training(digits, tmp_path / "run")
+    with pytest.raises(ValueError, match=f"{field} is .* in the recipe and {value} in the loader"):
+        replace(config, loader=replace(config.loader, **{field: value}))
+    with pytest.raises(ValueError, match="no preprocess"):
+        replace(config, loader=replace(config.loader, preprocess=None))

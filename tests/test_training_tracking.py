@@ -12,7 +12,7 @@ from click.testing import CliRunner
 
 from pipelines.cli import train
 from pipelines.errors import PipelineError
-from pipelines.provenance.run_record import DataFacts, Ending, Settings, recorded
+from pipelines.provenance import DataFacts, SessionState, Settings, recorded
 from pipelines.training.data import open_training_data
 from pipelines.training.recipes import (
     named_recipe,
@@ -35,7 +35,7 @@ def run(out: Path, *, finished: bool = True) -> None:
     out.mkdir(exist_ok=True)
     with (
         tracked(out, wandb=True) as shown,
-        recorded(out, SETTINGS, Ending(0), world_size=1),
+        recorded(out, SETTINGS, SessionState(0), world_size=1),
     ):
         assert shown is not None
         shown.begin()

@@ -33,9 +33,9 @@ seeds = st.integers(0, 2**32 - 1)
 def drawn_parameters(variation: Variation, random: np.random.Generator) -> Floats:
     """Draw (4,) float32 parameters from the variation's ranges."""
     p = np.zeros(4, np.float32)
-    for i, (_, low, high, whole) in enumerate(variation.parameters):
+    for i, (_, low, high, integer) in enumerate(variation.parameters):
         value = random.uniform(low, high)
-        p[i] = np.floor(value) if whole else value
+        p[i] = np.floor(value) if integer else value
     return p
 
 
@@ -127,13 +127,13 @@ def test_a_variation_adds_its_weighted_value_and_does_not_modify_the_point(
     random = np.random.default_rng(seed)
     p = drawn_parameters(variation, random)
     x, y = random.uniform(-3, 3, (2, 33)).astype(np.float32)
-    kept = x.copy(), y.copy(), p.copy()
+    originals = x.copy(), y.copy(), p.copy()
     noise = noise_states(33, seed)
     once = add(variation, x, y, w, p, noise.copy())
     # Doubling is exact in floating point, so twice the weight is twice the sum to the last bit.
     twice = add(variation, x, y, 2 * w, p, noise.copy())
     np.testing.assert_array_equal(twice, 2 * np.array(once))
-    for found, before in zip((x, y, p), kept, strict=True):
+    for found, before in zip((x, y, p), originals, strict=True):
         np.testing.assert_array_equal(found, before)
     added_to = add(variation, x, y, w, p, noise.copy(), start=(8, -8))
     np.testing.assert_allclose(added_to, once + np.array([[8], [-8]]), rtol=1e-6, atol=2e-6)

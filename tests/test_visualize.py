@@ -44,7 +44,7 @@ def network(kind: type = Tiny) -> Network:
     )  # fmt: skip
 
 
-def canvas(n: int, size: tuple[int, int] = (24, 36), kind: str = "spectrum") -> Canvas:
+def make_canvas(n: int, size: tuple[int, int] = (24, 36), kind: str = "spectrum") -> Canvas:
     return Canvas(
         size=size, decay=torch.ones(n), colours=COLOURS.repeat(n, 1, 1), tint=torch.zeros(n, 3),
         kind=kind,  # type: ignore[arg-type]
@@ -67,7 +67,7 @@ def optimized(
     result = optimize_images(
         prepared,
         objective,
-        canvas(len(keys)),
+        make_canvas(len(keys)),
         stages,
         [(key,) for key in keys],
         **options,  # type: ignore[arg-type]
@@ -145,7 +145,7 @@ def test_each_objective_rises_in_eight_steps_with_each_parametrization(
         result = optimize_images(
             prepared,
             objective,
-            canvas(3, kind=kind),
+            make_canvas(3, kind=kind),
             [Stage(size=size, window=size, steps=steps)],
             [(0,), (1,), (2,)],
             robustness=still,
@@ -158,7 +158,7 @@ def test_more_steps_reach_higher_objectives() -> None:
     prepared = prepare_network(network(), ["conv3"], device=CPU, precision="float32")
     few, many = (
         optimize_images(
-            prepared, channel("conv3", 5), canvas(4), plan_stages((24, 36), steps),
+            prepared, channel("conv3", 5), make_canvas(4), plan_stages((24, 36), steps),
             [(key,) for key in range(4)],
         ).values
         for steps in (4, 40)
@@ -206,7 +206,7 @@ def test_images_of_the_default_network_do_not_depend_on_the_others() -> None:
             size = (64, 64)
             stages = [Stage(size=size, window=size, steps=6)]
             return optimize_images(
-                prepared, channel(layer, keys), canvas(len(keys), size), stages,
+                prepared, channel(layer, keys), make_canvas(len(keys), size), stages,
                 [(key,) for key in keys],
             ).images  # fmt: skip
 
@@ -239,10 +239,10 @@ def test_tokens_can_be_visualized(kind: type) -> None:
     opened = network(kind)
     prepared = prepare_network(opened, ["mix"], device=CPU, precision="float32")
     result = optimize_images(
-        prepared, channel("mix", [3, 5]), canvas(2), STAGES, [(0,), (1,)],
+        prepared, channel("mix", [3, 5]), make_canvas(2), STAGES, [(0,), (1,)],
     )  # fmt: skip
     again = optimize_images(
-        prepared, -channel("mix", [3, 5]), canvas(2), STAGES, [(0,), (1,)],
+        prepared, -channel("mix", [3, 5]), make_canvas(2), STAGES, [(0,), (1,)],
     )  # fmt: skip
     assert bool((result.values > -again.values + 0.01).all())
 
@@ -272,14 +272,14 @@ def test_a_dead_image_recovers_without_affecting_others() -> None:
     )  # fmt: skip
     prepared = prepare_network(opened, ["relu"], device=CPU, precision="float32")
     size = (24, 36)
-    board = canvas(2, size)
-    board = replace(board, tint=torch.tensor([[-1.5] * 3, [0.5] * 3]))
+    canvas = make_canvas(2, size)
+    canvas = replace(canvas, tint=torch.tensor([[-1.5] * 3, [0.5] * 3]))
     stage = Stage(size=size, window=size, steps=3)
     with capture_activations(prepared.module, [prepared.layers["relu"]]) as activations_of:
         ascent = _Ascent(
-            prepared, activations_of, channel("relu", 0), board, stage, Robustness(), None
+            prepared, activations_of, channel("relu", 0), canvas, stage, Robustness(), None
         )
-        part = board.draw([np.random.default_rng(0), np.random.default_rng(1)]).requires_grad_()
+        part = canvas.draw([np.random.default_rng(0), np.random.default_rng(1)]).requires_grad_()
         still = torch.tensor([[0.0, 1.0, 0.0, 0.0]] * 2)
         plain = ascent.gradient(part, still, redirected=False)
         helped = ascent.gradient(part, still, redirected=True)
@@ -288,7 +288,7 @@ def test_a_dead_image_recovers_without_affecting_others() -> None:
     assert float(helped[0, 0, 0, 0, 0]) < 0
     assert torch.equal(helped[1], plain[1])
     longer = [replace(stage, steps=40)]
-    result = optimize_images(prepared, channel("relu", 0), board, longer, [(0,), (1,)])
+    result = optimize_images(prepared, channel("relu", 0), canvas, longer, [(0,), (1,)])
     assert bool((result.values > 0).all())
 
 
@@ -325,13 +325,13 @@ def test_visualize_rejects_invalid_arguments(changes: dict[str, object], message
 def test_inconsistent_arguments_are_rejected() -> None:
     prepared = prepare_network(network(), ["conv3"], device=CPU, precision="float32")
     with pytest.raises(ValueError, match="2 keys for a canvas of 3"):
-        optimize_images(prepared, channel("conv3", 1), canvas(3), STAGES, [(0,), (1,)])
+        optimize_images(prepared, channel("conv3", 1), make_canvas(3), STAGES, [(0,), (1,)])
     with pytest.raises(ValueError, match=r"the last stage must have size \(24, 36\)"):
-        optimize_images(prepared, channel("conv3", 1), canvas(1), STAGES[:1], [(0,)])
+        optimize_images(prepared, channel("conv3", 1), make_canvas(1), STAGES[:1], [(0,)])
     with pytest.raises(ValueError, match="layer 'bn1' not found"):
-        optimize_images(prepared, channel("bn1", 1), canvas(1), STAGES, [(0,)])
+        optimize_images(prepared, channel("bn1", 1), make_canvas(1), STAGES, [(0,)])
     with pytest.raises(ValueError, match=r"scales are \[0.5\]; use 0.75 to 4"):
-        optimize_images(prepared, channel("conv3", 1), canvas(1), STAGES, [(0,)], scales=[0.5])
+        optimize_images(prepared, channel("conv3", 1), make_canvas(1), STAGES, [(0,)], scales=[0.5])
 
 
 def test_images_can_be_initialized_from_others() -> None:
@@ -384,7 +384,7 @@ def recorded(
     module.recorded.clear()
     stage = Stage(size=size, window=size, steps=steps)
     optimize_images(
-        prepared, channel("conv", 1), canvas(2, size), [stage], [(0,), (1,)],
+        prepared, channel("conv", 1), make_canvas(2, size), [stage], [(0,), (1,)],
         robustness=robustness,
     )  # fmt: skip
     return module.recorded

@@ -42,7 +42,7 @@ from pipelines.bench.timing import (
     with_verdicts,
 )
 from pipelines.errors import PipelineError
-from pipelines.generate.generator import encode
+from pipelines.generate.generators import encode
 from pipelines.system.progress import Progress, no_progress
 
 PACKAGES = ("numpy", "numba", "pillow")

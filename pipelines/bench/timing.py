@@ -28,7 +28,7 @@ from tempfile import TemporaryFile
 from typing import Any, Literal
 
 from pipelines.errors import PipelineError
-from pipelines.provenance.run_record import processor, system, versions
+from pipelines.provenance import processor, system, versions
 from pipelines.system.processes import PYTHON_MODULE, available_cores, child, child_environment
 from pipelines.system.progress import Progress
 from pipelines.text_table import aligned

@@ -286,7 +286,7 @@ def write_report(out: Path, seconds: Mapping[str, float]) -> Path:
             parts=(
                 Text(
                     text="PixMix mixes a training image up to four times, with an image of the "
-                    "mixing set or with an augmented copy of itself. Each row is a random draw."
+                    "mixing set or with an augmented copy of itself. Each block is a random draw."
                 ),
                 _image(images / "mixed.png", "A photograph after each round of PixMix"),
             ),

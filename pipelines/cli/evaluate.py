@@ -249,8 +249,7 @@ def run(
         from pipelines.evaluation.suites import evaluation_provenance, missing_inputs
         from pipelines.models.checkpoints import open_checkpoint
         from pipelines.report.evaluations import VERSION, overlaps_of, radar, table
-        from pipelines.report.figures import check_plotting, write_image
-        from pipelines.report.page import names_of
+        from pipelines.report.page import check_plotting, short_names, write_image
         from pipelines.system.process_group import join_processes
 
         if plot is not None:
@@ -273,7 +272,7 @@ def run(
                 _evaluation(path, module, metadata[str(path)], data, processes, options)
                 for path, (module, _) in zip(paths, opened, strict=True)
             ]
-            names = names_of(paths)
+            names = short_names(paths)
             preprocessing = {
                 name: preprocessing_json(evaluation, metadata[str(path)])
                 for name, path, evaluation in zip(names, paths, evaluations, strict=True)

@@ -24,7 +24,7 @@ from pipelines.errors import PipelineError
 
 if TYPE_CHECKING:
     from featviz import Precision
-    from pipelines.generate.generator import Generator
+    from pipelines.generate.generators import Generator
 
 # A copy of featviz.Precision, whose import would take seconds; mypy compares them.
 PRECISIONS = ("float32", "bfloat16")
@@ -77,7 +77,7 @@ def fractals(output: Output, *, family: str, samples_per_pixel: float) -> None:
     """
 
     def find_generator(_: Site) -> "Generator":
-        from pipelines.generate.fractals import FractalGenerator
+        from pipelines.generate.generators import FractalGenerator
 
         height, width = output.size
         return FractalGenerator(
@@ -108,7 +108,7 @@ def baseline(output: Output, *, kind: str) -> None:
     """
 
     def find_generator(_: Site) -> "Generator":
-        from pipelines.generate.fractals import BaselineGenerator
+        from pipelines.generate.generators import BaselineGenerator
 
         height, width = output.size
         return BaselineGenerator(process=kind, seed=output.seed, height=height, width=width)
@@ -254,11 +254,11 @@ def merge(*, dataset: str, as_json: bool) -> None:
     missing, they are listed, and the exit code is 1.
     """
     with one_line_errors("interrupted; run the same command again to complete the dataset"):
-        from pipelines.generate.products import begun_shards
+        from pipelines.generate.products import unmerged_shards
         from pipelines.shards.job import merge
         from pipelines.shards.output import open_output
 
-        job = begun_shards(open_output(dataset))
+        job = unmerged_shards(open_output(dataset))
         result = merge(job)
         text, document = describe_shards(job, result, complete_now=True)
         say(text, document, as_json=as_json)
@@ -337,11 +337,11 @@ def _generator_of(
     settings, kind = manifest["settings"], manifest["kind"]
     try:
         if kind == "fractals":
-            from pipelines.generate.fractals import FractalGenerator
+            from pipelines.generate.generators import FractalGenerator
 
             return FractalGenerator.from_settings(settings)
         if kind in BASELINE_DESCRIPTIONS:
-            from pipelines.generate.fractals import BaselineGenerator
+            from pipelines.generate.generators import BaselineGenerator
 
             return BaselineGenerator.from_settings(kind, settings)
         from pipelines.generate.featviz import KIND, FeatvizGenerator

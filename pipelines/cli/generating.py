@@ -29,7 +29,7 @@ from pipelines.cli.options import (
 from pipelines.errors import PipelineError
 
 if TYPE_CHECKING:
-    from pipelines.generate.generator import Generator
+    from pipelines.generate.generators import Generator
     from pipelines.generate.ray import RayCluster
     from pipelines.shards.job import Job, JobResult
     from pipelines.shards.output import OutputStore
@@ -212,6 +212,7 @@ def _check_files(
             f"--out {shown(out)} is a URL, to which only shards can be written; pass --to-shards, "
             "or use a folder"
         )
+    out = _without_scheme(out)
     if sheet is not None and sheet.resolve().is_relative_to(Path(out).resolve()):
         raise click.BadParameter(
             f"{sheet} is inside the dataset and would become one of its images; use another folder",
@@ -231,7 +232,7 @@ def _check_shards(
     name: str, out: str | None, _: int | None, sheet: Path | None, *, absolute: bool
 ) -> str:
     """Return the folder or URL of shards, a folder absolute if other machines must find it."""
-    from pipelines.system.objects import is_remote, local_path
+    from pipelines.system.objects import is_remote
 
     if sheet is not None:
         raise click.UsageError(
@@ -239,7 +240,17 @@ def _check_shards(
             f"--contact-sheet {sheet} afterwards"
         )
     out = out or f"shards/{name}"
-    return str(local_path(out).absolute()) if absolute and not is_remote(out) else out
+    return str(Path(_without_scheme(out)).absolute()) if absolute and not is_remote(out) else out
+
+
+def _without_scheme(out: str) -> str:
+    """Return the path of a file:// URL; return other paths unchanged."""
+    from pipelines.system.objects import local_path
+
+    try:
+        return str(local_path(out)) if out.startswith("file:") else out
+    except PipelineError as error:
+        raise click.BadParameter(str(error), param_hint="'--out'") from error
 
 
 def generate(
@@ -269,7 +280,7 @@ def generate(
             job = _job(output, store, generator)
             run: RunChunks = partial(_run_here, generator.kind())
             if cluster is not None:
-                from pipelines.generate.generator import versions_of
+                from pipelines.generate.generators import versions_of
 
                 versions = partial(versions_of, generator, output.format)
                 run = cluster.runner(versions, store.path if isinstance(store, Folder) else None)
@@ -323,8 +334,8 @@ def _run_here(kind: str, *arguments: Any, **options: Any) -> None:  # noqa: ANN4
 
 def _write_sheet(sheet: Path, images: Path, format: str) -> None:
     """Write a contact sheet of images that are spread evenly over the finished ones."""
-    from pipelines.generate.generator import decode
-    from pipelines.report.figures import contact_sheet, write_image
+    from pipelines.generate.generators import decode
+    from pipelines.report.page import contact_sheet, write_image
     from pipelines.shards.images import read_image_file
     from pipelines.system.ranks import spread
 
@@ -335,7 +346,7 @@ def _write_sheet(sheet: Path, images: Path, format: str) -> None:
 
 def _describe_files(output: Output, job: "Job", result: "JobResult") -> tuple[str, dict[str, Any]]:
     """Write the contact sheet, and return the state of a dataset of files as text and document."""
-    from pipelines.generate.generator import IMAGES
+    from pipelines.generate.generators import IMAGES
     from pipelines.generate.products import read_manifest
 
     folder = Path(output.out)

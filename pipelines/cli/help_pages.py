@@ -94,6 +94,18 @@ def _show_all(ctx: click.Context, _param: click.Parameter, value: bool) -> None:
         ctx.exit()
 
 
+_NOT_A_NUMBER = re.compile(r"is not a valid (integer|float)( range)?")
+_NUMBERS = {"integer": "a whole number", "float": "a number"}
+
+
+class _MissingParameter(click.MissingParameter):
+    """A missing option or argument, whose choices are listed in the same line."""
+
+    def format_message(self) -> str:
+        """Return the message."""
+        return " ".join(super().format_message().split())
+
+
 class _Formatter(click.HelpFormatter):
     """A formatter that does not break lines at the hyphens of options and commands."""
 
@@ -146,10 +158,17 @@ class Command(click.Command):
             )  # fmt: skip
 
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
-        """Parse, and add suggestions to the error of an unknown option."""
+        """Parse; add hints to the error of an unknown option, and write others in plain words."""
         typed = list(args)
         try:
             return super().parse_args(ctx, args)
+        except click.MissingParameter as error:
+            raise _MissingParameter(error.message, ctx, error.param) from error
+        except click.BadParameter as error:
+            error.message = _NOT_A_NUMBER.sub(
+                lambda found: f"is not {_NUMBERS[found[1]]}", error.message
+            )
+            raise
         except click.NoSuchOption as error:
             own = {name for param in self.params for name in param.opts}
             name = _typed_option(typed, error)

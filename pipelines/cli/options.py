@@ -23,7 +23,7 @@ from pipelines.system.progress import progress_bar as progress_bar
 SMALLEST_SIDE, LARGEST_SIDE = 16, 16384
 """Pixels. Smaller images have no structure left to measure; WebP does not support larger ones."""
 
-# A copy of report.set_report.SHEET_IMAGES, whose import would take seconds; a test compares them.
+# A copy of report.sets.SHEET_IMAGES, whose import would take seconds; a test compares them.
 SHEET_IMAGES = 64
 """Number of images on a contact sheet."""
 
@@ -190,7 +190,20 @@ def seed_option(text: str, **attributes: Any) -> Callable[[Decorated], Decorated
 
 def device_option(text: str, **attributes: Any) -> Callable[[Decorated], Decorated]:  # noqa: ANN401
     """Return the option --device with a help text."""
-    return option("--device", metavar="NAME", default="auto", help=text, **attributes)
+
+    def check(context: click.Context, param: click.Parameter, value: str) -> str:
+        # Whether torch finds the device is checked later.
+        if not re.fullmatch(r"auto|cpu|mps|(cuda|xpu)(:\d{1,3})?", value):
+            raise click.BadParameter(
+                f"{value!r} is not a device; use auto, cpu, cuda or cuda:1",
+                ctx=context,
+                param=param,
+            )
+        return value
+
+    return option(
+        "--device", metavar="NAME", default="auto", callback=check, help=text, **attributes
+    )
 
 
 def jobs_option(command: Decorated) -> Decorated:

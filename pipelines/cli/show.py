@@ -94,9 +94,8 @@ def show_set(
     outputs = {"--contact-sheet": contact_sheet, "--plot": plot, "--html": html}
     _check_outputs(outputs, paths)
     with one_line_errors(_INTERRUPTED):
-        from pipelines.report import set_report
-        from pipelines.report.figures import check_plotting, write_image
-        from pipelines.report.page import names_of, page, write_page
+        from pipelines.report import sets as set_reports
+        from pipelines.report.page import check_plotting, page, short_names, write_image, write_page
         from pipelines.report.set_statistics import set_images
 
         if plot is not None or html is not None:
@@ -108,29 +107,29 @@ def show_set(
         # All sets are opened before the first is measured, which may take minutes.
         opened = [set_images(path) for path in paths]
         sets = []
-        for name, path, found in zip(names_of(paths), paths, opened, strict=True):
+        for name, path, found in zip(short_names(paths), paths, opened, strict=True):
             with progress_bar("images") as progress:
-                sets.append(set_report.read_set(name, path, found, n, progress=progress))
+                sets.append(set_reports.read_set(name, path, found, n, progress=progress))
         if contact_sheet is not None:
-            write_image(set_report.sheet_of(sets[0]), contact_sheet)
+            write_image(set_reports.sheet_of(sets[0]), contact_sheet)
         if plot is not None:
-            write_image(set_report.histograms_of(sets), plot)
+            write_image(set_reports.histograms_of(sets), plot)
         if html is not None:
             titles = "; ".join(each.title for each in sets)
-            write_page(page("Mixing sets", titles, set_report.sections_of(sets)), html)
+            write_page(page("Mixing sets", titles, set_reports.sections_of(sets)), html)
         document = {
-            **set_report.document_of(sets[0]),
-            "against": None if against is None else set_report.document_of(sets[1]),
+            **set_reports.document_of(sets[0]),
+            "against": None if against is None else set_reports.document_of(sets[1]),
             **_written(outputs),
         }
-        say(set_report.text_of(sets), document, as_json=as_json)
+        say(set_reports.text_of(sets), document, as_json=as_json)
 
 
 @main.command(
     name="mixed",
     epilog=example(
         "pixmix-show mixed photograph.jpg --mixing-set mixing-set/fractals --out mixed.png",
-        "pixmix-show mixed photograph.jpg --no-mixing-set --out mixed.png --rows 6 --seed 3",
+        "pixmix-show mixed photograph.jpg --no-mixing-set --out mixed.png --draws 6 --seed 3",
     ),
 )
 @click.argument(
@@ -143,11 +142,12 @@ def show_set(
     *pixmix_options(_PIXMIX, most_rounds=8, common=True),
 )
 @option(
-    "--rows",
+    "--draws",
+    "n_draws",
     group="Figure",
     type=click.IntRange(1, 64),
     default=4,
-    help="Number of random draws, one per row.",
+    help="Number of random draws, which are shown from the mildest to the strongest.",
 )
 @option(
     "--size",
@@ -167,7 +167,7 @@ def show_mixed(
     mixing_sets: tuple[Path, ...],
     no_mixing_set: bool,
     all_ops: bool,
-    rows: int,
+    n_draws: int,
     size: int,
     seed: int,
     out: Path,
@@ -177,8 +177,8 @@ def show_mixed(
 ) -> None:
     """Show the rounds of PixMix on an image.
 
-    Each row is a random draw. The text below a round names the mixing image, the operation, and the
-    weights a and b of the two inputs. The framed image is the result.
+    Each block is a random draw. The text below a round names the mixing image, the operation, and
+    the weights a and b of the two inputs. The framed image is the result.
     """
     if bool(mixing_sets) == no_mixing_set:
         raise click.UsageError("pass either --mixing-set, once or more, or --no-mixing-set")
@@ -186,8 +186,7 @@ def show_mixed(
     _check_outputs(outputs, [image, *mixing_sets])
     with one_line_errors(_INTERRUPTED):
         from pipelines.report import mixing
-        from pipelines.report.figures import write_image
-        from pipelines.report.page import page, write_page
+        from pipelines.report.page import page, write_image, write_page
         from pipelines.shards.images import read_image
         from pipelines.system.processes import compile_kernels
         from pixmix.fused import pending
@@ -200,14 +199,16 @@ def show_mixed(
         pixels = mixing.square(whole, size)
         passed = {name: value for name, value in numbers.items() if value is not None}
         settings = PixMixSettings(**{**_PIXMIX, **passed}, all_ops=all_ops)
-        draws = [mixing.mix(pixels, mixing_set, settings, (seed, 0, row)) for row in range(rows)]
+        draws = [
+            mixing.mix(pixels, mixing_set, settings, (seed, 0, index)) for index in range(n_draws)
+        ]
         write_image(mixing.figure(pixels, draws), out)
         if html is not None:
             lead = f"{image.name} after each round of PixMix, in several random draws."
             sections = mixing.sections(pixels, draws)
             write_page(page("What PixMix does", lead, sections), html)
         document = {**mixing.document(draws), **_written(outputs)}
-        say(f"{rows} draws of {image} in {out}", document, as_json=as_json)
+        say(f"{n_draws} draws of {image} in {out}", document, as_json=as_json)
 
 
 @main.command(
@@ -249,9 +250,8 @@ def show_genome(
     _check_outputs(outputs, [path])
     with one_line_errors(_INTERRUPTED):
         from fractals.sampling import pending
-        from pipelines.report.figures import write_image
-        from pipelines.report.genome_report import figure, read_genome, sections
-        from pipelines.report.page import page, write_page
+        from pipelines.report.genome import figure, read_genome, sections
+        from pipelines.report.page import page, write_image, write_page
         from pipelines.system.processes import compile_kernels
 
         read = read_genome(path, index)
@@ -310,8 +310,7 @@ def show_run(
     """
     with one_line_errors(_INTERRUPTED):
         from pipelines.report import runs
-        from pipelines.report.figures import check_plotting, write_image
-        from pipelines.report.page import page, write_page
+        from pipelines.report.page import check_plotting, page, write_image, write_page
 
         read = [path for folder in folders for path in runs.files_read(folder)]
         outputs = {"--plot": plot, "--csv": csv_file, "--html": html}

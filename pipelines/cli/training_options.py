@@ -262,13 +262,27 @@ def _optimization_options(defaults: dict[str, Any]) -> list[Decorator[Any]]:
     ]
 
 
+def _check_resume(context: click.Context, param: click.Parameter, value: str | None) -> str | None:
+    if value not in (None, "auto"):
+        raise click.BadParameter(
+            f"{value!r} is not auto, which resumes from the latest checkpoint in OUT; use "
+            f"--weights {value} to start from the weights of a checkpoint",
+            ctx=context,
+            param=param,
+        )
+    return value
+
+
 def _checkpoint_options() -> list[Decorator[Any]]:
     add = partial(option, group=CHECKPOINTS, common=False)
     return [
         option(
             "--resume",
             group=CHECKPOINTS,
-            type=click.Choice(["auto"]),
+            is_flag=False,
+            flag_value="auto",
+            callback=_check_resume,
+            metavar="[auto]",
             help="Resume from the latest checkpoint in OUT, if any.",
         ),
         add(

@@ -32,7 +32,7 @@ from pipelines.evaluation.images import Subset
 from pipelines.evaluation.metrics import measure, scaled_confidence, tune_temperature
 from pipelines.evaluation.ood import evaluate_imagenet_o, evaluate_ood, evaluate_restricted
 from pipelines.evaluation.predictions import Evaluation, Meter, Predictions
-from pipelines.provenance.run_record import provenance
+from pipelines.provenance import provenance
 from pipelines.shards.images import class_folders
 from pipelines.system.files import file_sha256
 from pipelines.system.masking import masked_values

@@ -1,1 +1,1 @@
-"""Sets of images on disk: made by any number of processes, checked, made again."""
+"""Generate datasets of images in any number of processes, verify them, and repair them."""

@@ -32,7 +32,7 @@ from featviz.visualize import explain_nonfinite
 from fractals import measure
 from fractals.statistics import is_dead
 from pipelines.errors import PipelineError
-from pipelines.generate.generator import Generated, Pixels, pixel_sha256
+from pipelines.generate.generators import Generated, Pixels, pixel_sha256
 from pipelines.models.registry import build_network, is_cifar_network
 from pipelines.system.files import file_sha256
 from pipelines.system.processes import available_memory
@@ -45,27 +45,34 @@ _PLAIN_SETTINGS = (
     "seed", "model", "weights_sha256", "height", "width", "steps", "precision", "batch",
 )  # fmt: skip
 
-OTHERS = "as the licence of the network's weights allows"
+_OTHER_LICENCE = "as the licence of the network's weights allows"
 
 _MOST_ATTEMPTS = 8
 _HALF = (0.5, 0.5, 0.5)
-"""Mean and standard deviation of the input of networks for CIFAR."""
+"""Mean and standard deviation of the inputs of CIFAR networks."""
 _MAX_BATCH = {"cpu": GROUP, "mps": 32, "cuda": 128}
-"""A CPU gains nothing by more than 8 images at once; a GPU has to be filled."""
+"""By device type. A CPU gains nothing from more than 8 images at once; a GPU must be filled."""
 _MEMORY_SHARE = 0.5
-"""Of a machine's or a GPU's memory, that batches may take."""
+"""The share of a machine's or a GPU's memory that batches may take."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class FeatvizGenerator:
-    """Generates image i of a seed, a network and some of its layers.
+    """Generates the feature visualizations of a seed, a network and some of its layers.
 
-    weights_sha256: of the network's weights, see `featviz.Network`. layers: names, in order.
-    height, width: pixels. steps: of the optimization. precision: of the network.
-    batch: images that are optimized together; fewer are filled up with copies, for some networks
-    are computed by other kernels at another number, which round otherwise.
-    weights: the file of the weights, if they are one's own; random_weights: take none.
-    device: as torch names it.
+    Attributes:
+        model: name of the network.
+        weights_sha256: hash of the network's weights; see `featviz.Network`.
+        layers: names of layers, in order.
+        seed: seed of all images.
+        height, width: size in pixels.
+        steps: optimization steps.
+        precision: precision of the network.
+        batch: images that are optimized together. A smaller batch is filled up with copies: some
+            networks run other kernels, which round differently, at another batch size.
+        weights: file of the user's weights; None for those that come with the network.
+        random_weights: use the network with random weights.
+        device: name of the torch device.
     """
 
     model: str
@@ -81,55 +88,54 @@ class FeatvizGenerator:
     random_weights: bool = False
     device: str = "cpu"
 
-    def generate(self, numbers: range) -> Iterator[Generated]:
-        """Generate images, those of a layer together."""
+    def generate(self, indices: range) -> Iterator[Generated]:
+        """Generate the images; those of one layer are optimized together."""
         by_layer: dict[str, list[Recipe]] = {}
-        for index in numbers:
+        for index in indices:
             recipe = draw_recipe(self.seed, index, self._channels)
             by_layer.setdefault(recipe.layer, []).append(recipe)
         generated: dict[int, Generated] = {}
         for recipes in by_layer.values():
             for begin in range(0, len(recipes), self.batch):
                 generated |= self._generate_living(recipes[begin : begin + self.batch])
-        return (generated[index] for index in numbers)
+        return (generated[index] for index in indices)
 
-    def generate_again(self, record: Mapping[str, Any]) -> Pixels | None:
-        """Generate an image again, None if it was made on another kind of machine, or on a GPU.
+    def regenerate(self, record: Mapping[str, Any]) -> Pixels | None:
+        """Generate an image again; None if it was generated on another CPU model, or on a GPU.
 
-        A GPU adds up in no fixed order.
+        A GPU does not add in a fixed order, so its results vary.
         """
         if record["made_on"] != self._made_on() or self.device != "cpu":
             return None
         recipe = Recipe.from_json(record["recipe"])
-        # Most networks give the same for two as for a whole batch, which takes four times as long.
-        few: Pixels = self._visualize([recipe], batch=2).images[0]
-        if pixel_sha256(few) == record["sha256"]:
-            return few
-        again: Pixels = self._visualize([recipe], batch=self.batch).images[0]
-        return again
+        # Most networks return the same pixels in a batch of two, which is four times as fast.
+        image: Pixels = self._visualize([recipe], batch=2).images[0]
+        if pixel_sha256(image) != record["sha256"]:
+            image = self._visualize([recipe], batch=self.batch).images[0]
+        return image
 
     def kind(self) -> str:
-        """Return what the images are."""
+        """Return "feature visualizations"."""
         return KIND
 
     def settings(self) -> dict[str, Any]:
-        """Return all that the images depend on, besides their number and the machine."""
+        """Return everything that the images depend on besides their index and the machine."""
         plain = {name: getattr(self, name) for name in _PLAIN_SETTINGS}
         return {**plain, "layers": list(self.layers)}
 
     def licence(self) -> str:
-        """Return CC0, or that another's weights may have a say."""
-        return "CC0-1.0" if self.model == DEFAULT and self.weights is None else OTHERS
+        """Return CC0, or a note that the licence of the weights may apply."""
+        return "CC0-1.0" if self.model == DEFAULT and self.weights is None else _OTHER_LICENCE
 
     def versions(self) -> dict[str, Any]:
-        """Return the version that counts the changes of images."""
+        """Return the version of feature visualizations, which is raised when images change."""
         return {"featviz_version": FEATVIZ_VERSION}
 
     def chunk_size(self) -> int:
         """Return how many images are generated between two commits to the disk.
 
-        One batch of one layer; where batches are larger than the groups of images that share a
-        layer, as many groups of every layer as fill them.
+        One batch of one layer. If batches are larger than the groups of images that share a
+        layer, enough groups to fill a batch of every layer.
         """
         groups = self.batch // GROUP
         return GROUP if groups <= 1 else groups * GROUP * len(self.layers)
@@ -138,22 +144,23 @@ class FeatvizGenerator:
     def from_settings(
         cls, settings: Mapping[str, Any], *, weights: Path | None, model: str | None
     ) -> Self:
-        """Return the generator of a dataset from the settings in its manifest, for the CPU.
+        """Return the generator of a dataset from the settings in its manifest, on the CPU.
 
-        The network is opened when an image is first generated.
+        The network is opened when the first image is generated.
 
         Args:
-            settings: of the manifest.
-            weights: file of the network's weights, where they are none that come with it.
-            model: repeats the manifest's, where that is a function: a file is not to have code run.
+            settings: settings in the manifest.
+            weights: file of the network's weights, unless they come with the network.
+            model: must repeat a model of the form module:function in the manifest, because a
+                file alone must not run code.
 
         Raises:
-            PipelineError: if the set's network is a function, and is not repeated.
+            PipelineError: if the manifest's model is a function and `model` does not repeat it.
         """
         if ":" in settings["model"] and model != settings["model"]:
             raise PipelineError(
-                f"the set's manifest names {settings['model']}, which would be imported and run; "
-                f"if you trust it, repeat it: --model {settings['model']}"
+                f"the dataset's manifest names the model {settings['model']}, which would be "
+                f"imported and run; if you trust it, pass --model {settings['model']}"
             )
         plain = {name: settings[name] for name in _PLAIN_SETTINGS}
         return cls(
@@ -171,25 +178,27 @@ class FeatvizGenerator:
         network = open_trained(self.model, self.weights, random_weights=self.random_weights)
         if network.weights_sha256 != self.weights_sha256:
             raise PipelineError(
-                f"the set was made with weights of sha256 {self.weights_sha256}, these have "
-                f"{network.weights_sha256}; name the file of those with --weights"
+                f"the dataset was generated with weights of SHA-256 {self.weights_sha256}, but "
+                f"these have {network.weights_sha256}; pass the original file with --weights"
             )
         return _prepare(
             self.model, self.weights, self.random_weights, self.layers, self.device, self.precision
         )
 
     def _generate_living(self, recipes: list[Recipe]) -> dict[int, Generated]:
-        """Generate images of one layer, dead ones again with another attempt."""
+        """Generate images of one layer; generate dead ones again with the next attempt."""
         generated = {}
         while recipes:
-            made = self._visualize(recipes, batch=self.batch)
-            if not any(math.isfinite(value) for value in made.values):
+            visualized = self._visualize(recipes, batch=self.batch)
+            if not any(math.isfinite(value) for value in visualized.values):
                 raise PipelineError(
-                    f"{self.model}: {explain_nonfinite(self._prepared(), made.images)}; use "
-                    "other weights with --weights, or name layers before it with --layer"
+                    f"{self.model}: {explain_nonfinite(self._prepared(), visualized.images)}; "
+                    "pass other weights with --weights, or earlier layers with --layer"
                 )
             dead = []
-            for recipe, image, value in zip(recipes, made.images, made.values, strict=False):
+            for recipe, image, value in zip(
+                recipes, visualized.images, visualized.values, strict=False
+            ):
                 statistics = measure(image)
                 if is_dead(statistics) or not math.isfinite(value):
                     dead.append(recipe)
@@ -210,41 +219,41 @@ class FeatvizGenerator:
     def _another(self, recipe: Recipe) -> Recipe:
         if recipe.attempt + 1 == _MOST_ATTEMPTS:
             raise PipelineError(
-                f"image {recipe.index} came out flat {_MOST_ATTEMPTS} times: layer "
-                f"{recipe.layer} of {self.model} gives nothing to see; name others with "
-                "--layer, or give more --steps"
+                f"image {recipe.index} was flat in {_MOST_ATTEMPTS} attempts: layer {recipe.layer} "
+                f"of {self.model} has nothing to show; pass other layers with --layer, or increase "
+                "--steps"
             )
         return draw_recipe(self.seed, recipe.index, self._channels, attempt=recipe.attempt + 1)
 
     def _visualize(self, recipes: Sequence[Recipe], *, batch: int) -> OptimizedImages:
         prepared = self._prepared()
-        company = [*recipes, *[recipes[-1]] * (batch - len(recipes))]
+        filled = [*recipes, *[recipes[-1]] * (batch - len(recipes))]
         size = (self.height, self.width)
         layer = prepared.layers[recipes[0].layer]
         try:
             with _one_thread():
                 return optimize_images(
                     prepared,
-                    recipe_objective(company, layer.channels),
-                    recipe_canvas(company, size, prepared.device),
+                    recipe_objective(filled, layer.channels),
+                    recipe_canvas(filled, size, prepared.device),
                     plan_stages(size, self.steps),
-                    [recipe.key for recipe in company],
-                    scales=[recipe.scale for recipe in company],
+                    [recipe.key for recipe in filled],
+                    scales=[recipe.scale for recipe in filled],
                 )
         except torch.OutOfMemoryError as error:
             raise PipelineError(
-                f"the memory of {self.device} is full with {len(company)} images at once; give a "
+                f"{self.device} is out of memory with a batch of {len(filled)} images; use a "
                 "smaller --batch-size and another --out"
             ) from error
 
     def _made_on(self) -> dict[str, str]:
-        """Return on what an image's bits depend besides its settings."""
+        """Return what an image's bits depend on besides its settings."""
         return {"torch": torch.__version__, "device": describe_device(self.device)}
 
 
 @contextmanager
 def _one_thread() -> Iterator[None]:
-    """Let the CPU work with one thread: how a sum is divided among threads shows in its bits."""
+    """Use one thread on the CPU: the bits of a sum depend on how threads divide it."""
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
@@ -268,21 +277,21 @@ def _prepare(
 
 @lru_cache(maxsize=1)
 def open_trained(model: str, weights: Path | None, *, random_weights: bool) -> Network:
-    """Open a network for CIFAR by name, or another; see `featviz.open_network`.
+    """Open a CIFAR network by name, or any network that `featviz.open_network` can open.
 
     Raises:
-        PipelineError: if it cannot be had, in one line.
+        PipelineError: if the network is unknown, or its weights are missing or do not fit.
         OSError: if its weights cannot be read.
     """
     try:
         if not is_cifar_network(model):
             network = open_network(model, weights=weights, random_weights=random_weights)
-            # A module of the user's may have brought a package of the name of one of ours.
+            # The user's module may have imported a package with the name of one of ours.
             check_packages()
             return network
         if weights is None and not random_weights:
             raise PipelineError(
-                f"{model} comes without trained weights; name a file of them with --weights"
+                f"{model} comes without trained weights; pass a file of weights with --weights"
             )
         state = None if weights is None else read_weights(weights)
         classes = None if state is None else n_classes(state, partial(build_network, model))
@@ -316,24 +325,24 @@ def plan_generator(
     jobs: int,
     earlier: Mapping[str, Any],
 ) -> FeatvizGenerator:
-    """Return the generator for what a user asks, where they leave something open the best here.
+    """Return the generator for a user's options, with the best defaults for this machine.
 
     Args:
         model: name of a network; see `featviz.open_network`.
-        weights: file of its weights, None for those it comes with.
-        random_weights: take it untrained.
-        layers: none for the network's `default_layers`.
-        seed: of all images.
+        weights: file of its weights; None for those that come with it.
+        random_weights: use random weights.
+        layers: names of layers; empty for the network's `default_layers`.
+        seed: seed of all images.
         size: (height, width) in pixels.
-        steps: of the optimization.
-        device: "auto", or as torch names it.
-        precision: None for that of the set so far, or the faster one.
-        batch: None for that of the set so far, or as many as are of use and fit.
-        jobs: processes that share the memory of a CPU.
-        earlier: settings of the set so far, empty if there is none.
+        steps: optimization steps.
+        device: "auto" or the name of a torch device.
+        precision: None for the precision of the dataset so far, or the faster one.
+        batch: None for the batch size of the dataset so far, or the largest useful one that fits.
+        jobs: number of processes that share the memory of a CPU.
+        earlier: settings of the dataset so far; empty for a new dataset.
 
     Raises:
-        PipelineError: if model, layers, steps or device are none.
+        PipelineError: if the model, a layer, the steps or the device are invalid.
         OSError: if the weights cannot be read.
     """
     chosen = find_device(device)
@@ -366,12 +375,12 @@ def plan_generator(
 
 
 def find_device(name: str) -> torch.device:
-    """Return the device of a name; "auto" is this process's GPU, or the CPU.
+    """Return the device of a name; "auto" is the GPU of this process, or the CPU.
 
-    A process that a launcher began takes the GPU of its number on the machine: see `local_gpu`.
+    A process that a launcher started uses the GPU of its local rank; see `local_gpu`.
 
     Raises:
-        PipelineError: if there is no such device here.
+        PipelineError: if this machine does not have the device.
     """
     if name == "auto":
         if torch.cuda.is_available():
@@ -383,7 +392,7 @@ def find_device(name: str) -> torch.device:
     try:
         device = torch.device(name)
         if device.type not in _MAX_BATCH:
-            raise RuntimeError("nothing is computed there")
+            raise RuntimeError("not supported")
         torch.empty(1, device=device)
     except (RuntimeError, AssertionError) as error:
         raise PipelineError(
@@ -393,7 +402,7 @@ def find_device(name: str) -> torch.device:
 
 
 def describe_device(name: str) -> str:
-    """Return what of a device decides a result's bits: its model, or a CPU's instructions."""
+    """Return what decides the bits of a device's results: its model, or a CPU's instructions."""
     device = torch.device(name)
     if device.type == "cuda":
         return torch.cuda.get_device_name(device)
@@ -408,12 +417,14 @@ def describe_device(name: str) -> str:
 
 
 def image_bytes(network: Network, size: tuple[int, int], window: int) -> float:
-    """Return about how much memory the optimization of an image takes.
+    """Estimate the memory in bytes that the optimization of one image takes.
 
-    Activations of all operations, once kept and once as gradients, and a dozen copies of the
-    image itself.
+    It holds the activations of all operations and their gradients, and a dozen copies of the image.
 
-    window: pixels that the network sees.
+    Args:
+        network: the network.
+        size: (height, width) of the image in pixels.
+        window: pixels that the network sees.
     """
     known = network.inventory.layers
     parents = {name.rpartition(".")[0] for name in known}
@@ -432,6 +443,6 @@ def _memory(device: torch.device) -> int:
 
 
 def _largest_batch(fitting: float, device_type: str) -> int:
-    """Return the largest power of two that fits and is of use."""
-    most = min(max(fitting, 2), _MAX_BATCH.get(device_type, GROUP))
-    return int(2 ** math.floor(math.log2(most)))
+    """Return the largest power of two that fits into memory and makes the device faster."""
+    largest = min(max(fitting, 2), _MAX_BATCH.get(device_type, GROUP))
+    return int(2 ** math.floor(math.log2(largest)))

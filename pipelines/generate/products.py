@@ -1,11 +1,11 @@
-"""Datasets of generated images: as image files, or in shards.
+"""Datasets of generated images, as image files or as shards.
 
     FOLDER/manifest.json              STORE/manifest.json
            metadata.jsonl                   index.npy, sizes.json, _info.json, wids.json
            images/00000000.jpg ...          NAME-00.tar ...
 
-Both are jobs: see `pipelines.shards.job`. metadata.jsonl has a line of JSON an image, in order. The
-shards are those that pixmix-shard makes of the files.
+Both are jobs; see `pipelines.shards.job`. metadata.jsonl has one line of JSON for each image, in
+order. pixmix-shard writes the same samples when it shards the image files.
 """
 
 import json
@@ -20,7 +20,7 @@ from typing import Annotated, Any, Literal, NotRequired, TypedDict
 import msgspec
 
 from pipelines.errors import PipelineError
-from pipelines.generate.generator import (
+from pipelines.generate.generators import (
     ENCODERS,
     IMAGES,
     Generator,
@@ -68,50 +68,54 @@ from pipelines.system.files import (
 METADATA = "metadata.jsonl"
 SPLIT = "train"
 
-_COPY = "copy it from elsewhere, or remove the folder and generate the dataset again"
+_COPY = "restore it from a copy, or remove the folder and generate the dataset again"
 
 
 # --- image files ---------------------------------------------------------------------------------
 
 
 class _Manifest(TypedDict):
-    """What the manifest of a dataset of image files has."""
+    """The manifest of a dataset of image files."""
 
     kind: str
     status: Literal["complete"]
     images: Annotated[int, msgspec.Meta(ge=1, le=10**9)]
     licence: NotRequired[str]
     settings: dict[str, Any]
-    made_with: dict[str, Any]
+    versions: dict[str, Any]
     drafts: Count
     acceptance_rate: Annotated[float, msgspec.Meta(ge=0, le=1)]
     metadata_sha256: Sha256
 
 
 class Record(msgspec.Struct):
-    """What a dataset needs of the record of an image."""
+    """The fields of an image's record that its dataset needs."""
 
     index: Count
     file: str
     file_sha256: Sha256
     attempts: Annotated[int, msgspec.Meta(ge=1, le=2**48)]
 
-    def is_of(self, number: int, format: str) -> bool:
-        """Return whether it is the record of an image."""
-        return self.index == number and self.file == f"{IMAGES}/{image_name(number, format)}"
+    def is_of(self, index: int, format: str) -> bool:
+        """Return whether this is the record of the image with an index."""
+        return self.index == index and self.file == f"{IMAGES}/{image_name(index, format)}"
 
 
 def image_job(
     folder: Path, generator: Generator, *, n: int, format: str = "jpg", chunk: int = 32
 ) -> Job:
-    """Return the job of generating images 0..n-1 into files.
+    """Return the job that generates images 0 to n - 1 as image files.
 
     Args:
-        folder: of the dataset; made if absent.
-        generator: what generates the images.
+        folder: folder of the dataset, which is created if absent.
+        generator: generates the images.
         n: number of images.
         format: a key of `ENCODERS`.
-        chunk: images that a process generates between two commits to the disk.
+        chunk: number of images that a process generates between two commits to the disk.
+
+    Raises:
+        ValueError: if n is below 1 or the format is unknown.
+        PipelineError: if the folder is a file.
     """
     if n < 1:
         raise ValueError(f"n is {n}; use at least 1")
@@ -119,7 +123,7 @@ def image_job(
     settings = {"kind": generator.kind(), **generator.settings(), "format": format}
     return Job(
         store=_ImageStore(path=folder),
-        request=Request(settings=settings, made_with=versions_of(generator, format), n=n),
+        request=Request(settings=settings, versions=versions_of(generator, format), n=n),
         product=_ImageFiles(folder=folder, generator=generator, format=format),
         chunk=chunk,
         exclusive=True,
@@ -131,7 +135,7 @@ def read_manifest(folder: Path) -> dict[str, Any]:
     """Read the manifest of a dataset of image files.
 
     Raises:
-        PipelineError: if there is none, it is another program's, or it is damaged.
+        PipelineError: if the manifest is missing, damaged, or written by another program.
         OSError: if it cannot be read.
     """
     path = folder / MANIFEST_NAME
@@ -139,8 +143,8 @@ def read_manifest(folder: Path) -> dict[str, Any]:
         content = read_regular(path, max_bytes=MAX_MANIFEST_BYTES)
     except (FileNotFoundError, NotADirectoryError) as error:
         raise PipelineError(
-            f"{folder} is not a dataset of images: it has no {MANIFEST_NAME}; use a folder made by "
-            "pixmix-gen"
+            f"{folder} is not a dataset of images: it has no {MANIFEST_NAME}; use a folder that "
+            "pixmix-gen wrote"
         ) from error
     return _parse_manifest(content, path)
 
@@ -150,10 +154,10 @@ class _Settings(msgspec.Struct):
 
 
 def earlier_settings(store: OutputStore) -> dict[str, Any]:
-    """Return the settings of the dataset in a store, closed or not; empty where there is none.
+    """Return the settings of the dataset in a store, complete or not; empty without a dataset.
 
     Raises:
-        PipelineError: if it is damaged or cannot be read.
+        PipelineError: if the dataset is damaged or cannot be read.
     """
     with store_errors(store, 1):
         request = read_request(store)
@@ -169,45 +173,46 @@ def _parse_manifest(content: bytes, path: Path) -> dict[str, Any]:
     found = read_json(content, dict[str, Any], str(path), _COPY)
     if found.get("format") == FORMAT:
         raise PipelineError(
-            f"{path.parent} holds shards, not image files; check them with pixmix-shard verify, "
-            "resume them with --to-shards, or choose another folder"
+            f"{path.parent} contains shards, not image files; verify them with pixmix-shard "
+            "verify, resume them with --to-shards, or choose another folder"
         )
-    if not found.keys() >= {"kind", "status", "images", "settings", "made_with"}:
+    if not found.keys() >= {"kind", "status", "images", "settings", "versions"}:
         raise PipelineError(
             f"{path} is not the manifest of a dataset of images; choose another folder"
         )
     manifest: dict[str, Any] = {**read_json(content, _Manifest, str(path), _COPY)}
-    lacking = [f"made_with.{name}" for name in {"pixmix", "encoder"} - manifest["made_with"].keys()]
+    missing = [f"versions.{name}" for name in {"pixmix", "encoder"} - manifest["versions"].keys()]
     if manifest["settings"].get("format") not in [*ENCODERS]:
-        lacking.append("settings.format")
-    if lacking:
-        raise PipelineError(f"{path} is damaged, it lacks {', '.join(sorted(lacking))}; {_COPY}")
+        missing.append("settings.format")
+    if missing:
+        fields = ", ".join(sorted(missing))
+        raise PipelineError(f"{path} is damaged: it has no valid {fields}; {_COPY}")
     return manifest
 
 
 @dataclass(frozen=True, kw_only=True)
 class _ImageStore(Folder):
-    """A folder whose files include the images."""
+    """A folder whose subfolder of images is part of the store."""
 
     def sizes(self) -> dict[str, int]:
-        """Return also the bytes of each image, by "images/NAME"."""
+        """Include the size in bytes of each image, by "images/NAME"."""
         found = super().sizes()
         with suppress(FileNotFoundError), os.scandir(self.path / IMAGES) as entries:
             for entry in entries:
-                # A link may lead nowhere.
+                # A symbolic link may be broken.
                 with suppress(OSError):
                     found[f"{IMAGES}/{entry.name}"] = entry.stat().st_size
         return found
 
     def close(self) -> None:
-        """Remove also what killed writers left among the images."""
+        """Also remove partial files that killed writers left among the images."""
         remove_partial_files(self.path / IMAGES)
         super().close()
 
 
 @dataclass(frozen=True, kw_only=True)
 class _ImageFiles:
-    """Image files as the product of a job: an item is an image."""
+    """Image files as the product of a job, in which an item is an image."""
 
     folder: Path
     generator: Generator
@@ -220,7 +225,7 @@ class _ImageFiles:
         files = [*generate_files(self.generator, self.format, items, len(items))]
         (folder / IMAGES).mkdir(exist_ok=True)
         write_files(folder / IMAGES, {file.name: file.content for file in files})
-        # By file_name `load_dataset("imagefolder")` of Hugging Face finds the image of a line.
+        # Hugging Face's `load_dataset("imagefolder")` finds the image of a line by its file_name.
         records = [{**file.record, "file_name": file.record["file"]} for file in files]
         return [
             json.dumps(record, separators=(",", ":"), allow_nan=False).encode()
@@ -228,7 +233,7 @@ class _ImageFiles:
         ]
 
     def parse(self, item: int, line: bytes, sizes: Mapping[str, int]) -> tuple[bytes, int] | None:
-        """Return the line and the number of drafts."""
+        """Return the line and its number of drafts; None if either the line or the file is bad."""
         try:
             record = msgspec.json.decode(line, type=Record)
         except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
@@ -244,25 +249,25 @@ class _ImageFiles:
         found = _parse_manifest(manifest, self.folder / MANIFEST_NAME)
         return Request(
             settings={"kind": found["kind"], **found["settings"]},
-            made_with=found["made_with"],
+            versions=found["versions"],
             n=found["images"],
         )
 
     def is_complete(self, manifest: bytes, sizes: Mapping[str, int]) -> bool:
-        # While there are records, the manifest may be that of a smaller or an older dataset.
+        # While done records exist, the manifest may be that of a smaller or an older dataset.
         if any(name.startswith(f"{DONE}/") for name in sizes):
             return False
         n = self.read_manifest(manifest).n
-        names = (f"{IMAGES}/{image_name(number, self.format)}" for number in range(n))
-        return all(sizes.get(name) for name in names) and self._has_its_metadata(manifest)
+        names = (f"{IMAGES}/{image_name(index, self.format)}" for index in range(n))
+        return all(sizes.get(name) for name in names) and self._has_metadata(manifest)
 
     def records(self, manifest: bytes, sizes: Mapping[str, int]) -> Iterator[tuple[int, bytes]]:
-        # Of another file than the manifest names any line may have changed.
-        if self._has_its_metadata(manifest):
+        # If the hash differs from the manifest's, any line may have changed.
+        if self._has_metadata(manifest):
             with open_regular(self.folder / METADATA) as file:
-                for number, line in enumerate(file):
-                    if self.parse(number, line.rstrip(b"\n"), sizes) is not None:
-                        yield number, line.rstrip(b"\n")
+                for index, line in enumerate(file):
+                    if self.parse(index, line.rstrip(b"\n"), sizes) is not None:
+                        yield index, line.rstrip(b"\n")
 
     def close(self, request: Request, records: Iterable[tuple[bytes, int]]) -> None:
         drafts = 0
@@ -271,7 +276,7 @@ class _ImageFiles:
                 file.write(line + b"\n")
                 drafts += attempts
         for path in (self.folder / IMAGES).glob(f"[0-9]*.{self.format}"):
-            # Behind the end of a dataset that was begun larger.
+            # The dataset may have been begun with a larger n.
             if path.stem.isdecimal() and int(path.stem) >= request.n:
                 path.unlink(missing_ok=True)
         manifest = {
@@ -280,25 +285,25 @@ class _ImageFiles:
             "images": request.n,
             "licence": self.generator.licence(),
             "settings": {name: each for name, each in request.settings.items() if name != "kind"},
-            "made_with": request.made_with,
+            "versions": request.versions,
             "drafts": drafts,
             "acceptance_rate": round(request.n / drafts, 6),
             "metadata_sha256": file_sha256(self.folder / METADATA),
         }
         write_file(self.folder / MANIFEST_NAME, (json.dumps(manifest, indent=2) + "\n").encode())
 
-    def _has_its_metadata(self, manifest: bytes) -> bool:
-        named = _parse_manifest(manifest, self.folder / MANIFEST_NAME)["metadata_sha256"]
+    def _has_metadata(self, manifest: bytes) -> bool:
+        expected = _parse_manifest(manifest, self.folder / MANIFEST_NAME)["metadata_sha256"]
         with suppress(FileNotFoundError):
-            return bool(file_sha256(self.folder / METADATA) == named)
+            return bool(file_sha256(self.folder / METADATA) == expected)
         return False
 
 
 # --- shards --------------------------------------------------------------------------------------
 
 
-class _Numbers(msgspec.Struct):
-    """What the settings of every sharded dataset have, beside those of its generator."""
+class _ShardSettings(msgspec.Struct):
+    """The settings that every sharded dataset has besides those of its generator."""
 
     name: FileName
     kind: str
@@ -317,16 +322,20 @@ def shard_job(
     shard_size: int = 1000,
     chunk: int = 32,
 ) -> Job:
-    """Return the job of generating images 0..n-1 into shards.
+    """Return the job that generates images 0 to n - 1 as shards.
 
     Args:
-        store: of the shards.
-        generator: what generates the images.
+        store: output store of the shards.
+        generator: generates the images.
         n: number of images.
-        name: of the dataset and its tars; letters a-z, digits, - and _.
+        name: name of the dataset and its tars: letters a-z, digits, - and _.
         format: a key of `ENCODERS`.
-        shard_size: images a shard, at most; the sizes differ by at most one.
-        chunk: images that are generated at once.
+        shard_size: maximum number of images per shard; sizes differ by at most one.
+        chunk: number of images that are generated at once.
+
+    Raises:
+        ValueError: if a number is below 1 or the format is unknown.
+        PipelineError: if the name is invalid or there are too many shards.
     """
     if min(n, shard_size, chunk) < 1:
         raise ValueError(f"n is {n}, shard_size {shard_size}, chunk {chunk}; use at least 1")
@@ -343,15 +352,15 @@ def shard_job(
         "num_shards": num_shards,
     }
     versions = {"pixmix": "", "shards_version": SHARDS_VERSION, **versions_of(generator, format)}
-    request = Request(settings=settings, made_with=versions, n=num_shards)
-    return _sharded(store, request, generator, chunk)
+    request = Request(settings=settings, versions=versions, n=num_shards)
+    return _shard_job(store, request, generator, chunk)
 
 
-def begun_shards(store: OutputStore) -> Job:
-    """Return the job of the sharded dataset in a store, to be merged.
+def unmerged_shards(store: OutputStore) -> Job:
+    """Return the job of the sharded dataset in a store, in order to merge it.
 
     Raises:
-        PipelineError: if there is none, or it cannot be read.
+        PipelineError: if the store has no sharded dataset, or it cannot be read.
     """
     with store_errors(store, 1):
         request = read_request(store)
@@ -360,60 +369,66 @@ def begun_shards(store: OutputStore) -> Job:
             request = _request_of(content, store)
         if request is None and any(name.endswith(".tar") for name in store.sizes()):
             raise PipelineError(
-                f"{store.name} has no {MANIFEST_NAME}; if pixmix-gen made it, run that command "
-                "again, which makes its shards anew"
+                f"{store.name} has no {MANIFEST_NAME}; if pixmix-gen wrote it, run the same "
+                "command again, which generates the shards again"
             )
         if request is None:
             raise PipelineError(
-                f"{store.name} holds no shards of pixmix-gen; use the --out of a command with "
+                f"{store.name} contains no shards of pixmix-gen; use the --out of a command with "
                 "--to-shards"
             )
         if not {"n", "name", "num_shards"} <= request.settings.keys():
             raise PipelineError(
-                f"{store.name} is not a dataset of pixmix-gen --to-shards; one of image files is "
-                "closed by the command that began it, and one of pixmix-shard by its own"
+                f"{store.name} is not a dataset of pixmix-gen --to-shards; to complete a dataset "
+                "of image files or of pixmix-shard, run the command that began it again"
             )
-    return _sharded(store, request, None, 1)
+    return _shard_job(store, request, None, 1)
 
 
-def _sharded(store: OutputStore, request: Request, generator: Generator | None, batch: int) -> Job:
+def _shard_job(
+    store: OutputStore, request: Request, generator: Generator | None, chunk: int
+) -> Job:
     where = f"{store.name}/{REQUEST}"
-    remedy = "merge what pixmix-gen --to-shards began, or remove it and generate it again"
-    read_json(msgspec.json.encode(request.settings), _Numbers, where, remedy)
-    product = _Shards(store=store, settings=request.settings, generator=generator, batch=batch)
+    remedy = "merge a dataset of pixmix-gen --to-shards, or remove it and generate it again"
+    read_json(msgspec.json.encode(request.settings), _ShardSettings, where, remedy)
+    product = _Shards(store=store, settings=request.settings, generator=generator, chunk=chunk)
     return Job(store=store, request=request, product=product)
 
 
 def _request_of(manifest: bytes, store: OutputStore) -> Request:
-    """Return what a closed set of shards was begun with.
+    """Return the request that a complete sharded dataset was begun with.
 
     Raises:
-        PipelineError: if the manifest is another one, as that of image files.
+        PipelineError: if the manifest is not that of a sharded dataset.
     """
     where = f"{store.name}/{MANIFEST_NAME}"
     if "status" in read_json(manifest, dict[str, Any], where, _COPY):
         raise PipelineError(
-            f"{store.name} holds image files and no shards; choose another output for shards, or "
-            "leave out --to-shards, which resumes that dataset and closes it without a merge"
+            f"{store.name} contains image files, not shards; choose another output for shards, or "
+            "resume this dataset without --to-shards, which needs no merge"
         )
     found = parse_manifest(manifest, where)
-    return Request(settings=found.settings, made_with=found.versions, n=len(found.shards))
+    return Request(settings=found.settings, versions=found.versions, n=len(found.shards))
 
 
 @dataclass(frozen=True, kw_only=True)
 class _Shards:
-    """Shards of generated images as the product of a job: an item is a shard.
+    """Shards of generated images as the product of a job, in which an item is a shard.
 
-    settings: of the request. generator: None to close alone. batch: images generated at once.
+    Attributes:
+        store: output store of the shards.
+        settings: settings of the request.
+        generator: None for a job that only merges.
+        chunk: number of images that are generated at once.
     """
 
     store: OutputStore
     settings: Mapping[str, Any]
     generator: Generator | None
-    batch: int
+    chunk: int
 
     def weight(self, items: range) -> int:
-        return sum(len(self._numbers(shard)) for shard in items)
+        return sum(len(self._indices(shard)) for shard in items)
 
     def make(self, items: range, folder: Path) -> list[bytes]:
         return [
@@ -425,7 +440,7 @@ class _Shards:
         return parse_sidecar(line, self._name(item), sizes)
 
     def takes_over(self, names: set[str]) -> bool:
-        # A dataset that lost its manifest is made anew: nothing vouches for its tars.
+        # Without a manifest nothing proves that the tars are whole, so they are written again.
         tars = {self._name(shard) for shard in range(self.settings["num_shards"])}
         return bool(names & tars) and names <= tars | {
             INDEX_NAME,
@@ -437,10 +452,10 @@ class _Shards:
 
     def is_complete(self, manifest: bytes, sizes: Mapping[str, int]) -> bool:
         found = parse_manifest(manifest, self.store.name)
-        least: int = found.num_samples * SAMPLE.itemsize
+        smallest: int = found.num_samples * SAMPLE.itemsize
         return bool(
             all(sizes.get(shard.file) == shard.n_bytes for shard in found.shards)
-            and sizes.get(found.index.file, 0) > least
+            and sizes.get(found.index.file, 0) > smallest
             and all(sizes.get(name) for name in export_documents("", SPLIT, [], []))
         )
 
@@ -459,24 +474,24 @@ class _Shards:
                 sidecars=records,
                 classes=(),
                 settings=request.settings,
-                versions=request.made_with,
+                versions=request.versions,
             )
 
     def _name(self, shard: int) -> str:
         return shard_name(self.settings["name"], shard, self.settings["num_shards"])
 
-    def _numbers(self, shard: int) -> range:
+    def _indices(self, shard: int) -> range:
         return bounds(self.settings["n"], self.settings["num_shards"], shard)
 
     def _samples(self, shard: int) -> Iterator[Sample]:
-        assert self.generator is not None, "merging makes no shards"
+        assert self.generator is not None, "a merge writes no shards"
         format = self.settings["format"]
-        for file in generate_files(self.generator, format, self._numbers(shard), self.batch):
-            # As pixmix-shard has it of a dataset of image files.
+        for file in generate_files(self.generator, format, self._indices(shard), self.chunk):
+            # The same record as pixmix-shard writes for a dataset of image files.
             record = {"filename": file.record["file"], **file.record}
             document = json.dumps(record, separators=(",", ":"), ensure_ascii=False)
             yield Sample(
-                key=f"{file.number:08d}",
+                key=f"{file.index:08d}",
                 extension=format,
                 label=-1,
                 members={format: file.content, "json": document.encode()},

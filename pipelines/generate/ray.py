@@ -1,11 +1,11 @@
-"""Chunks of work on a Ray cluster, in place of processes of this machine.
+"""Run chunks of work on a Ray cluster instead of processes of this machine.
 
     with joined_cluster(address) as cluster:
         versions = partial(versions_of, generator, format)
         run_job(job, run=cluster.runner(versions, folder))
 
-Ray finds machines, starts processes on them and starts a task again elsewhere when its machine is
-lost. What a task makes is committed by the task itself, so here nothing has to come back.
+Ray finds machines, starts processes on them, and restarts a task elsewhere when its machine is
+lost. Each task commits its own output, so this process receives no data.
 """
 
 import logging
@@ -25,18 +25,18 @@ from typing import Any, TypeVar
 from pipelines.errors import PipelineError
 from pipelines.system.processes import ONE_THREAD, RunChunks
 
-_MOST_LOSSES = 16
-"""So often a task may lose its process or its machine: one that kills them itself has an end."""
+_MAX_RETRIES = 16
+"""How often a task may lose its process or machine; a task that kills them itself must end."""
 
-_TASKS_A_SLOT = 2
-"""That run or wait: no slot waits for this process, and an interrupted run has few to drop."""
+_TASKS_PER_SLOT = 2
+"""Tasks that run or are queued: no slot waits for this process, and an interruption drops few."""
 
-_LOOK_S = 2.0
-"""Between two looks at what the cluster has: machines come and go."""
+_POLL_S = 2.0
+"""Between two queries of the cluster's resources, since machines come and go."""
 
-_CONNECT_S = 10.0
+_CONNECT_TIMEOUT_S = 10.0
 
-_Answer = TypeVar("_Answer")
+_Result = TypeVar("_Result")
 _Versions = Callable[[], Mapping[str, Any]]
 
 _log = logging.getLogger(__name__)
@@ -44,27 +44,27 @@ _log = logging.getLogger(__name__)
 
 @dataclass(frozen=True, kw_only=True)
 class RayCluster:
-    """A cluster that this process has joined. num_gpus: of a GPU, that each task takes."""
+    """A cluster that this process has joined. num_gpus: share of a GPU that each task uses."""
 
     num_gpus: float
 
-    def call(self, function: Callable[[], _Answer]) -> _Answer:
-        """Call a function once, on a machine and with a GPU such as tasks get.
+    def call(self, function: Callable[[], _Result]) -> _Result:
+        """Call a function once as a task, with the resources that all tasks have.
 
         Raises:
-            PipelineError: if the machine is lost again and again.
+            PipelineError: if the machine is lost repeatedly.
             Exception: what the function raises.
         """
-        answer: _Answer = _answer(self._task().remote(function))
-        return answer
+        result: _Result = _result_of(self._task().remote(function))
+        return result
 
     def runner(self, versions: _Versions, folder: Path | None) -> RunChunks:
-        """Return a way to run chunks, each as a task.
+        """Return a function that runs each chunk as a task.
 
         Args:
-            versions: tells those of the code that the work depends on; each machine's must be
-                those of this one.
-            folder: where the work writes, which each machine must see; None if it is a store.
+            versions: returns the versions of the code that the work depends on, which must be the
+                same on all machines.
+            folder: output folder, which all machines must share; None for an object store.
         """
         return partial(self._run, versions, folder)
 
@@ -78,58 +78,58 @@ class RayCluster:
         jobs: int,
         finished: Callable[[range], None],
     ) -> None:
-        """Run a function over chunks; see `RunChunks`. jobs: maximum number of concurrent tasks."""
+        """Run a function over chunks; see `processes.RunChunks`. jobs: maximum number of tasks."""
         import ray
 
         waiting = iter(chunks)
         running: list[Any] = []
-        with _witness(folder) as witness:
-            checked = ray.put(partial(_checked, work, versions, dict(versions()), witness))
+        with _probe_file(folder) as probe:
+            checked = ray.put(partial(_checked, work, versions, dict(versions()), probe))
             task = self._task()
             slots = _Slots(self.num_gpus)
-            # What runs after an error or Ctrl-C is not cancelled: `ray.cancel` of a task that ends
-            # at that moment aborts this process. The cluster ends what its driver has left.
+            # Tasks are not cancelled after an error or Ctrl-C: `ray.cancel` of a task that ends at
+            # that moment aborts this process. The cluster ends the tasks of a lost driver.
             while True:
-                room = min(jobs, _TASKS_A_SLOT * slots.now()) - len(running)
+                room = min(jobs, _TASKS_PER_SLOT * slots.now()) - len(running)
                 chosen = islice(waiting, max(room, 0))
                 running += [task.remote(checked, chunk) for chunk in chosen]
                 if not running:
                     return
-                done, running = ray.wait(running, timeout=_LOOK_S)
+                done, running = ray.wait(running, timeout=_POLL_S)
                 for each in done:
-                    finished(_answer(each))
+                    finished(_result_of(each))
 
     def _task(self) -> Any:  # noqa: ANN401, ray's decorator has no types
         import ray
 
         resources = {"num_cpus": 1, "num_gpus": self.num_gpus}
-        return ray.remote(**resources, max_retries=_MOST_LOSSES, retry_exceptions=False)(_call)
+        return ray.remote(**resources, max_retries=_MAX_RETRIES, retry_exceptions=False)(_call)
 
 
 @contextmanager
 def joined_cluster(
     address: str | None, *, gpus_per_task: float = 0.0, jobs: int | None = None
 ) -> Iterator[RayCluster]:
-    """Join a Ray cluster, or start one on this machine, for as long as the block runs.
+    """Join a Ray cluster, or start one on this machine, for the duration of the block.
 
     Args:
-        address: of the cluster; None for that of RAY_ADDRESS or one that runs on this machine, and
-            else for one that is started here and ends with the block.
-        gpus_per_task: of a GPU, where the cluster has any.
-        jobs: processes of a cluster that is started here; None for as many as cores.
+        address: address of the cluster. None joins the cluster at RAY_ADDRESS or one that runs on
+            this machine; without either it starts a cluster that ends with the block.
+        gpus_per_task: share of a GPU for each task, if the cluster has GPUs.
+        jobs: number of processes of a cluster that is started here; None for one per core.
 
     Raises:
-        PipelineError: if ray is not installed, or no cluster answers.
+        PipelineError: if ray is not installed, or no cluster responds.
     """
     ray = _import_ray()
     named = address or os.environ.get("RAY_ADDRESS") or None
     if named is not None:
-        _refuse_silence(named)
-    elif (noted := _noted_here()) is not None:
-        # Or what a cluster left that was killed would be waited for.
+        _check_connection(named)
+    elif (local := _local_address()) is not None:
+        # Ray would wait for minutes for a cluster that was killed.
         with suppress(PipelineError):
-            _refuse_silence(noted)
-            address = noted
+            _check_connection(local)
+            address = local
         address = address or "local"
     settings: dict[str, Any] = {
         "address": address,
@@ -152,7 +152,7 @@ def joined_cluster(
 
 @contextmanager
 def _stdout_to_stderr() -> Iterator[None]:
-    """Send what Ray tells of machines on stdout, from Python and from C++, to stderr."""
+    """Redirect what Ray prints on stdout, from Python and from C++, to stderr."""
     sys.stdout.flush()
     kept = os.dup(1)
     try:
@@ -166,49 +166,49 @@ def _stdout_to_stderr() -> Iterator[None]:
 
 def _init(ray: Any, settings: Mapping[str, Any], jobs: int | None) -> None:  # noqa: ANN401, as below
     if jobs is not None:
-        # Refused where there is a cluster, whose machines have the processes that they have.
+        # Ray raises ValueError if it joins a cluster that is running, where num_cpus is fixed.
         with suppress(ValueError):
             ray.init(num_cpus=jobs, **settings)
             return
     ray.init(**settings)
 
 
-def _noted_here() -> str | None:
-    """Return the address that ray start last noted on this machine, None where there is none.
+def _local_address() -> str | None:
+    """Return the address that `ray start` last wrote on this machine; None without one.
 
-    `ray.init` looks at the same file.
+    `ray.init` reads the same file.
     """
-    note = Path(os.environ.get("RAY_TMPDIR", "/tmp")) / "ray" / "ray_current_cluster"
+    file = Path(os.environ.get("RAY_TMPDIR", "/tmp")) / "ray" / "ray_current_cluster"
     try:
-        return note.read_text().strip() or None
+        return file.read_text().strip() or None
     except OSError:
         return None
 
 
-def _refuse_silence(address: str) -> None:
-    """See that something answers at an address, for which Ray would wait for minutes.
+def _check_connection(address: str) -> None:
+    """Check that an address accepts connections; Ray would wait for minutes.
 
     Raises:
-        PipelineError: if nothing does.
+        PipelineError: if it does not.
     """
     host, _, port = address.removeprefix("ray://").rpartition(":")
     try:
         if not (host and port.isdecimal()):
-            raise ValueError("it is not HOST:PORT")
-        socket.create_connection((host.strip("[]"), int(port)), timeout=_CONNECT_S).close()
+            raise ValueError("expected HOST:PORT")
+        socket.create_connection((host.strip("[]"), int(port)), timeout=_CONNECT_TIMEOUT_S).close()
     except (OSError, ValueError, OverflowError) as error:
         raise _no_cluster(address, error) from error
 
 
 def _no_cluster(address: str, error: Exception) -> PipelineError:
     return PipelineError(
-        f"--ray: no cluster answers at {address} ({_first_line(error)}); give the address that "
-        "ray start has printed, or --ray alone for a cluster of this machine"
+        f"--ray: no cluster found at {address} ({_first_line(error)}); pass the address that "
+        "ray start printed, or --ray alone for a cluster on this machine"
     )
 
 
-def _import_ray() -> Any:  # noqa: ANN401, an untyped module, which need not be there
-    # Read when ray is imported, and by the cluster that it may start.
+def _import_ray() -> Any:  # noqa: ANN401, an untyped and optional module
+    # Ray reads this when it is imported, and in the cluster that it may start.
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     try:
         import ray
@@ -220,32 +220,32 @@ def _import_ray() -> Any:  # noqa: ANN401, an untyped module, which need not be 
 
 
 class _Slots:
-    """How many tasks the cluster can run at once, looked at anew every moment."""
+    """How many tasks the cluster can run at once, queried every two seconds."""
 
     def __init__(self, num_gpus: float) -> None:
         self.num_gpus = num_gpus
-        self._looked = float("-inf")
+        self._queried = float("-inf")
         self._slots = 1
-        self._told = False
+        self._warned = False
 
     def now(self) -> int:
-        """Return the slots, at least 1: a cluster may grow when there is something to do."""
-        if time.monotonic() - self._looked >= _LOOK_S:
+        """Return the slots, at least 1: a cluster may grow when tasks are queued."""
+        if time.monotonic() - self._queried >= _POLL_S:
             import ray
 
-            has = ray.cluster_resources()
-            slots = has.get("CPU", 0.0)
+            resources = ray.cluster_resources()
+            slots = resources.get("CPU", 0.0)
             if self.num_gpus:
-                slots = min(slots, has.get("GPU", 0.0) / self.num_gpus)
-            if slots < 1 and not self._told:
-                _log.warning("the cluster has nothing free for a task; waiting until it has")
-                self._told = True
+                slots = min(slots, resources.get("GPU", 0.0) / self.num_gpus)
+            if slots < 1 and not self._warned:
+                _log.warning("the cluster has no free CPU or GPU for a task; waiting for one")
+                self._warned = True
             self._slots = max(1, int(slots))
-            self._looked = time.monotonic()
+            self._queried = time.monotonic()
         return self._slots
 
 
-def _call(function: Callable[..., _Answer], *arguments: object) -> _Answer:
+def _call(function: Callable[..., _Result], *arguments: object) -> _Result:
     return function(*arguments)
 
 
@@ -253,46 +253,46 @@ def _checked(
     work: Callable[[range], range],
     versions: _Versions,
     expected: Mapping[str, Any],
-    witness: Path | None,
+    probe: Path | None,
     chunk: range,
 ) -> range:
-    """Do a chunk's work on a machine that is like the one that asks."""
+    """Run a chunk if this machine has the code versions and the folder of the driver's machine."""
     for name, here in versions().items():
         if here != expected.get(name):
             raise PipelineError(
-                f"{name}: {socket.gethostname()} has {here}, the machine of this command "
-                f"{expected.get(name)}; install the same on all machines of the cluster"
+                f"{name}: {socket.gethostname()} has {here}, but the machine of this command has "
+                f"{expected.get(name)}; install the same version on all machines of the cluster"
             )
-    if witness is not None and not witness.exists():
+    if probe is not None and not probe.exists():
         raise PipelineError(
-            f"{socket.gethostname()} does not see {witness.parent.parent} as the machine of this "
-            "command does; give --out on a file system that all machines share, or --to-shards and "
-            "s3://"
+            f"{socket.gethostname()} does not share the folder {probe.parent.parent} with the "
+            "machine of this command; use an --out on a file system that all machines share, or "
+            "--to-shards and s3://"
         )
     return work(chunk)
 
 
 @contextmanager
-def _witness(folder: Path | None) -> Iterator[Path | None]:
-    """Give a file that is in a folder as this machine sees it, for the others to look for."""
+def _probe_file(folder: Path | None) -> Iterator[Path | None]:
+    """Create a file in a folder, by which other machines check that they share the folder."""
     if folder is None:
         yield None
         return
-    # A new name each time: what is known of a name on another machine may be old.
-    witness = folder.absolute() / ".work" / f"seen-{secrets.token_hex(8)}"
-    witness.touch()
+    # A new name each time, because another machine may have cached an old one.
+    probe = folder.absolute() / ".work" / f"probe-{secrets.token_hex(8)}"
+    probe.touch()
     try:
-        yield witness
+        yield probe
     finally:
-        witness.unlink(missing_ok=True)
+        probe.unlink(missing_ok=True)
 
 
-def _answer(task: Any) -> Any:  # noqa: ANN401, a reference of ray's
-    """Return what a task has returned.
+def _result_of(task: Any) -> Any:  # noqa: ANN401, an object reference of ray
+    """Return the result of a task.
 
     Raises:
-        PipelineError: if its process or machine was lost again and again, or cannot run it.
-        Exception: what it has raised.
+        PipelineError: if its process or machine was lost repeatedly, or cannot run it.
+        Exception: what the task raised.
     """
     import ray
     from ray.exceptions import RayError, RayTaskError
@@ -303,16 +303,16 @@ def _answer(task: Any) -> Any:  # noqa: ANN401, a reference of ray's
         cause = error.cause if isinstance(error, RayTaskError) else error
         if isinstance(cause, MemoryError):
             raise PipelineError(
-                "the memory of a machine of the cluster ran out; what is whole is kept: run the "
+                "a machine of the cluster ran out of memory; complete files are kept: run the "
                 "same command again with fewer --jobs, or a smaller --size"
             ) from error
         if not isinstance(cause, RayError):
-            # From None: where in ray it passed says nothing.
+            # From None: the traceback inside ray does not help.
             raise cause from None
         raise PipelineError(
-            f"the cluster could not do a task ({_first_line(cause)}); what is whole is kept: see "
-            "that all its machines have the same pixmix and memory enough, and run the same "
-            "command again"
+            f"the cluster could not run a task ({_first_line(cause)}); all finished files are "
+            "kept: check that all machines have the same pixmix and enough memory, then run the "
+            "same command again"
         ) from error
 
 

@@ -1,8 +1,8 @@
-"""Results of evaluations, a column a network: as JSON, as tables, and as a radar plot."""
+"""Results of evaluations as JSON, as tables with a column for each network, and as a radar plot."""
 
 import math
 import textwrap
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, cast
 
@@ -10,46 +10,46 @@ import msgspec
 
 from pipelines.errors import PipelineError
 from pipelines.evaluation.metrics import HEADLINES, Metric
-from pipelines.report.figures import check_plotting, legend_name, plot_png
+from pipelines.report.page import check_plotting, legend_name, plot_png
 from pipelines.system.files import read_json, read_regular
-from pipelines.text_table import aligned
+from pipelines.text_table import BEST_NOTE, aligned, has_best_mark, with_best_marked
 
 if TYPE_CHECKING:
     from matplotlib.projections.polar import PolarAxes
 
 VERSION = 2
-"""Of the JSON that pixmix-eval prints."""
+"""Version of the JSON that pixmix-eval prints."""
 
 Results = Mapping[str, Mapping[str, Any]]
-"""Suite -> name -> value, of one network."""
+"""The results of one network: suite -> name -> value."""
 
 _MOST_BYTES = 2**28
 _LARGEST = 1e6
-"""Of metrics: a mean corruption error relative to AlexNet's may be above 1."""
+"""Largest value of a metric; a mean corruption error relative to AlexNet's may be above 1."""
 _REMEDY = "write it again: pixmix-eval ... --json > evaluation.json"
 
 
-class _Made(msgspec.Struct):
+class _GeneratedSet(msgspec.Struct):
     by: str
     images: int | float
     constants: str
 
 
-class _Corrupted(msgspec.Struct):
-    made: _Made | None = None
+class _CorruptionResults(msgspec.Struct):
+    made: _GeneratedSet | None = None
     overlap: tuple[str, ...] = ()
 
 
-class _Attacked(msgspec.Struct):
+class _AdversarialResults(msgspec.Struct):
     images: int | float
     of_images: int | float
 
 
 class _Checked(msgspec.Struct):
-    """What tables read of a network's results beside the metrics."""
+    """The fields of a network's results that tables read besides the metrics."""
 
-    c: _Corrupted = msgspec.field(default_factory=_Corrupted)
-    adversarial: _Attacked | None = None
+    c: _CorruptionResults = msgspec.field(default_factory=_CorruptionResults)
+    adversarial: _AdversarialResults | None = None
 
 
 class _Evaluation(msgspec.Struct):
@@ -58,28 +58,31 @@ class _Evaluation(msgspec.Struct):
 
 
 def read_evaluation(path: Path) -> Results:
-    """Read what `pixmix-eval --json` printed; of its networks the first. Empty without the file.
+    """Read the results of the first network that `pixmix-eval --json` printed into a file.
+
+    Returns:
+        The results; empty if the file does not exist.
 
     Raises:
-        PipelineError: if the file is damaged, or of another version.
+        PipelineError: if the file is damaged or of another version.
         OSError: if it cannot be read, or is not a regular file.
     """
     try:
         content = read_regular(path, max_bytes=_MOST_BYTES)
     except FileNotFoundError:
         return {}
-    found = read_json(content, _Evaluation, str(path), _REMEDY)
-    if found.version != VERSION:
+    document = read_json(content, _Evaluation, str(path), _REMEDY)
+    if document.version != VERSION:
         raise PipelineError(
-            f"{path} has version {found.version}, and this release reads {VERSION}; {_REMEDY}"
+            f"{path} has version {document.version}, but this release reads {VERSION}; {_REMEDY}"
         )
-    results = next(iter(found.networks.values()))
+    results = next(iter(document.networks.values()))
     read_json(msgspec.json.encode(results), _Checked, str(path), _REMEDY)
     for metric in HEADLINES:
         measured = results.get(metric.suite, {})
         value = measured.get(metric.key, 0)
         if value is None:
-            # JSON's NaN: nothing was measured.
+            # JSON has null for NaN, so nothing was measured.
             del measured[metric.key]
         elif type(value) not in (int, float) or not -_LARGEST <= value <= _LARGEST:
             raise PipelineError(
@@ -89,10 +92,14 @@ def read_evaluation(path: Path) -> Results:
     return results
 
 
-def label_of(metric: Metric, results: Results) -> str:
-    """Return what a metric is called for a network.
+# --- Tables --------------------------------------------------------------------------------------
 
-    On a C set of make-c the label says so, and on an attack of some images how many.
+
+def label_of(metric: Metric, results: Results) -> str:
+    """Return the label of a metric for a network.
+
+    The label names the program that generated a C set, and the number of images of an attack on
+    some images.
     """
     values = results.get(metric.suite, {})
     if metric.suite == "adversarial" and values.get("images") != values.get("of_images"):
@@ -106,10 +113,10 @@ def label_of(metric: Metric, results: Results) -> str:
 
 
 def rows_of(columns: Mapping[str, Results]) -> list[tuple[str, ...]]:
-    """Return a row a metric that any network has, a cell a network; the first row has the names.
+    """Return the table of networks' metrics: the names, then a row for each metric of any network.
 
-    The best of several values is marked with a star. Results on a made C set and on the official
-    one stand in different rows.
+    A star marks the best value of a row. Results on a generated C set and on the official one are
+    in different rows.
     """
     rows = [("", *columns)]
     for metric in HEADLINES:
@@ -120,26 +127,19 @@ def rows_of(columns: Mapping[str, Results]) -> list[tuple[str, ...]]:
                 for name, results in columns.items()
             ]
             if any(value is not None for value in values):
-                rows.append((label, *_cells(metric, values)))
+                cells = ["-" if value is None else metric.format(value) for value in values]
+                scores = [None if value is None else metric.goodness(value) for value in values]
+                rows.append((label, *with_best_marked(cells, scores)))
     return rows
 
 
-BEST = " *"
-"""Ends the cell of the best value of a row."""
-
-
-def _cells(metric: Metric, values: Sequence[float | None]) -> list[str]:
-    """Return the values as text, the best marked unless all are equal as shown."""
-    cells = ["-" if value is None else metric.format(value) for value in values]
-    known = {value: cell for value, cell in zip(values, cells, strict=True) if value is not None}
-    best = known[max(known, key=metric.goodness)]
-    if len(set(known.values())) == 1:
-        return cells
-    return [f"{cell}{BEST}" if cell == best else cell for cell in cells]
-
-
 def table(columns: Mapping[str, Results], missing: Mapping[str, str]) -> str:
-    """Return the metrics of one or more networks as lines of aligned text."""
+    """Return the metrics of one or more networks as lines of aligned text.
+
+    Args:
+        columns: results by the name of the network.
+        missing: why a suite was not measured, by its name.
+    """
     datasets = next(
         (results["ood"]["datasets"] for results in columns.values() if "ood" in results), ()
     )
@@ -150,13 +150,12 @@ def table(columns: Mapping[str, Results], missing: Mapping[str, str]) -> str:
 
 
 def notes_of(columns: Mapping[str, Results]) -> list[str]:
-    """Return the sentences below a table: what a star means, and whose training overlaps C."""
-    stars = any(cell.endswith(BEST) for row in rows_of(columns)[1:] for cell in row[1:])
-    return [*(["* the best of its row"] if stars else []), *overlaps_of(columns)]
+    """Return the notes below a table: the meaning of a star, and trainings that overlap C."""
+    return [*([BEST_NOTE] if has_best_mark(rows_of(columns)) else []), *overlaps_of(columns)]
 
 
 def overlaps_of(columns: Mapping[str, Results]) -> list[str]:
-    """Return a sentence for each network whose training overlaps the corruptions of C."""
+    """Return a sentence for each network whose training operations overlap the corruptions of C."""
     return [
         f"{name} was trained with operations that overlap the corruptions of C "
         f"({', '.join(results['c']['overlap'])}): its error on C is not an error on unseen "
@@ -166,13 +165,16 @@ def overlaps_of(columns: Mapping[str, Results]) -> list[str]:
     ]
 
 
-# --- Radar ---------------------------------------------------------------------------------------
+# --- Radar plot ----------------------------------------------------------------------------------
+
+_LIMITS = (1, 2, 3, 4, 5, 6, 8, 10, 15, 20, 25, 30, 40, 50, 60, 80, 100)
+"""Per cent of the distances from the best possible value at which an axis may begin."""
 
 
-def metrics_of_all(columns: Mapping[str, Results]) -> list[tuple[Metric, str]]:
-    """Return the headline metrics that all networks have and a radar plot can show, with labels.
+def shared_metrics(columns: Mapping[str, Results]) -> list[tuple[Metric, str]]:
+    """Return the headline metrics in per cent that all networks have, each with its label.
 
-    Results on a made C set are not shown beside those on the official one.
+    A metric on a generated C set for one network and on the official one for another is left out.
     """
     shown = []
     for metric in HEADLINES:
@@ -183,8 +185,27 @@ def metrics_of_all(columns: Mapping[str, Results]) -> list[tuple[Metric, str]]:
     return shown
 
 
+def axis_limit(metric: Metric, columns: Mapping[str, Results]) -> float:
+    """Return the value, 0 to 1, at the centre of a metric's radar axis.
+
+    Each axis has its own scale, because a calibration error of 2 % and one of 5 % would look the
+    same beside an error of 60 %. The rim is the best possible value, and the worst network is about
+    a third of the way from the centre.
+    """
+    gaps = [1 - metric.goodness(results[metric.suite][metric.key]) for results in columns.values()]
+    needed = 150 * max(gaps)
+    limit = next((each for each in _LIMITS if each >= needed), _LIMITS[-1]) / 100
+    return 1 - limit if metric.better == "larger" else limit
+
+
+def radius(metric: Metric, value: float, limit: float) -> float:
+    """Return where a value is on a metric's radar axis: 0 at the centre, 1 at the rim."""
+    best = 1.0 if metric.better == "larger" else 0.0
+    return max(0.0, (value - limit) / (best - limit))
+
+
 def radar(columns: Mapping[str, Results]) -> bytes:
-    """Draw the metrics of networks as a radar plot, a PNG: further out is better.
+    """Draw the metrics of networks as a radar plot, and return a PNG file.
 
     Raises:
         PipelineError: if the extra `viz` is not installed, or there are fewer than three metrics.
@@ -192,33 +213,42 @@ def radar(columns: Mapping[str, Results]) -> bytes:
     check_plotting()
     from matplotlib.figure import Figure
 
-    shown = metrics_of_all(columns)
+    shown = shared_metrics(columns)
     if len(shown) < 3:
         raise PipelineError(
-            f"a radar plot needs 3 metrics or more, not {len(shown)}; evaluate more suites"
+            f"a radar plot needs at least 3 metrics, not {len(shown)}; evaluate more suites"
         )
-    figure = Figure(figsize=(8, 6.2), layout="constrained")
+    # Small, so that the labels are legible on a phone.
+    figure = Figure(figsize=(6.2, 5.8), layout="constrained")
     axes = cast("PolarAxes", figure.add_subplot(projection="polar"))
     axes.set_theta_zero_location("N")
     axes.set_theta_direction(-1)
     angles = [2 * math.pi * place / len(shown) for place in range(len(shown))]
+    limits = [axis_limit(metric, columns) for metric, _ in shown]
     for name, results in columns.items():
-        values = [metric.goodness(results[metric.suite][metric.key]) for metric, _ in shown]
-        axes.plot([*angles, angles[0]], [*values, values[0]], marker="o", label=legend_name(name))
-        axes.fill([*angles, angles[0]], [*values, values[0]], alpha=0.15)
+        radii = [
+            radius(metric, results[metric.suite][metric.key], limit)
+            for (metric, _), limit in zip(shown, limits, strict=True)
+        ]
+        axes.plot([*angles, angles[0]], [*radii, radii[0]], marker="o", label=legend_name(name))
+        axes.fill([*angles, angles[0]], [*radii, radii[0]], alpha=0.15)
     axes.set_xticks(angles, [])
-    for angle, (_, label) in zip(angles, shown, strict=True):
+    for angle, (metric, label), limit in zip(angles, shown, limits, strict=True):
         side, up = math.sin(angle), math.cos(angle)
+        best = "100 %" if metric.better == "larger" else "0 %"
         axes.text(
             angle,
             1.07,
-            textwrap.fill(label, 20),
+            f"{textwrap.fill(label, 18)}\n{100 * limit:.0f} to {best}",
             ha="center" if abs(side) < 0.1 else "left" if side > 0 else "right",
             va="center" if abs(up) < 0.85 else "bottom" if up > 0 else "top",
         )
     axes.set_ylim(0, 1)
-    axes.set_yticks([0.25, 0.5, 0.75, 1.0], ["", "50 %", "", "100 %"])
-    axes.set_rlabel_position(180 / len(shown))
-    axes.tick_params(axis="y", labelcolor="grey", labelsize="small")
-    figure.legend(loc="outside lower center", ncols=3, frameon=False, title="further out is better")
+    axes.set_yticks([0.25, 0.5, 0.75, 1.0], [])
+    figure.legend(
+        loc="outside lower center",
+        ncols=3,
+        frameon=False,
+        title="Further out is better. Each axis has its own\nscale, from the centre to the rim.",
+    )
     return plot_png(figure, dpi=120)

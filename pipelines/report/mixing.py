@@ -1,4 +1,4 @@
-"""One image under PixMix, round by round: the draws, as a figure and as tables."""
+"""Show how PixMix mixes an image, round by round, as a figure and as tables."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -13,19 +13,20 @@ from pipelines.errors import PipelineError
 from pipelines.loading.dataset import decode_image
 from pipelines.loading.image_map import ImageSource, join_sources
 from pipelines.loading.mixing_set import image_source
-from pipelines.report.figures import (
+from pipelines.report.page import (
+    FRAME,
     INK,
-    LINE,
     PAPER,
     SOFT,
-    TEXT,
-    Font,
+    PageImage,
     Pixels,
+    Section,
+    Table,
+    Text,
     as_png,
     fitted,
     shortened,
 )
-from pipelines.report.page import PageImage, Section, Table, Text
 from pipelines.shards.images import MAX_PIXELS, DecodeError
 from pixmix.draws import NO_OPERATION, Plan, draw_corner, draw_plan
 from pixmix.fused import NO_IMAGES, mix_planned
@@ -37,28 +38,28 @@ from pixmix.settings import PixMixSettings
 
 
 class MixingImages(Sequence[Pixels]):
-    """The images of mixing sets, read and resized when they are asked for, with their names.
+    """The images of mixing sets, which are read and resized on access, with their names.
 
-    Images are those that `open_mixing_set` gives, in its order; `PixMix` takes this in its place.
+    It has the images of `open_mixing_set` in the same order, and `PixMix` accepts it instead.
 
     Args:
-        places: one or more, as for `open_mixing_set`.
-        size: of the shorter side, pixels.
+        places: one or more mixing sets, as for `open_mixing_set`.
+        size: length of the shorter side in pixels.
 
     Raises:
-        PipelineError: if there are no images.
-        OSError: if a place cannot be read.
+        PipelineError: if a set has no images.
+        OSError: if a set cannot be read.
     """
 
     def __init__(self, places: Sequence[str | Path], size: int) -> None:
         self._source: ImageSource = join_sources([image_source(place) for place in places])
         self._source.check()
-        # A folder is searched now: it may hold none.
+        # This scans the folders, and fails if one has no images.
         self._n = len(self._source)
         self._size = size
 
     def __len__(self) -> int:
-        """Return how many there are."""
+        """Return the number of images."""
         return self._n
 
     def __getitem__(self, i: int) -> Pixels:  # type: ignore[override]
@@ -71,15 +72,15 @@ class MixingImages(Sequence[Pixels]):
             image = decode_image(self._source.read(i))
         except DecodeError as error:
             raise PipelineError(
-                f"{self._source.name(i)} cannot be read ({error}); mend or remove it"
+                f"{self._source.name(i)} cannot be read ({error}); repair or remove it"
             ) from error
         height, width = resized_shape(image.shape[0], image.shape[1], self._size)
         if (height, width) == image.shape[:2]:
             return image
         if height * width > MAX_PIXELS:
             raise PipelineError(
-                f"{self._source.name(i)}: {width}x{height} are more than {MAX_PIXELS:,} pixels "
-                "once resized; cut it"
+                f"{self._source.name(i)} would have {width}x{height} pixels after resizing, more "
+                f"than the limit of {MAX_PIXELS:,}; crop it"
             )
         resized = np.empty((height, width, 3), np.uint8)
         whole = (0, 0, image.shape[0], image.shape[1])
@@ -95,9 +96,12 @@ class MixingImages(Sequence[Pixels]):
 class Round:
     """One round of mixing.
 
-    operation: what made the other image of the image itself, in words, or None where it is a
-    image of the mixing set. mixing, a, b: how the two were mixed (see `pixmix.mixing`).
-    other: what was mixed in; result: what came of it; both (side, side, 3) uint8.
+    Attributes:
+        operation: the operation that augmented the copy of the image, in words; None for a round
+            with a mixing image.
+        mixing, a, b: the mixing operation and its weights; see `pixmix.mixing`.
+        other: what was mixed in, (side, side, 3) uint8.
+        result: the result of the round, (side, side, 3) uint8.
     """
 
     operation: str | None
@@ -110,11 +114,14 @@ class Round:
 
 @dataclass(frozen=True, kw_only=True)
 class Draw:
-    """An image mixed by one key.
+    """An image mixed with one key.
 
-    key: (seed, epoch, index). start: the operation that the first image went through, in words,
-    or None. first: the image that the rounds begin with. mixing_image: its name, where a round
-    needs one.
+    Attributes:
+        key: (seed, epoch, index).
+        start: the operation before the first round, in words; None without one.
+        first: the image before the first round, (side, side, 3) uint8.
+        mixing_image: name of the mixing image; None if no round uses one.
+        rounds: the rounds of mixing.
     """
 
     key: tuple[int, int, int]
@@ -125,14 +132,14 @@ class Draw:
 
     @property
     def result(self) -> Pixels:
-        """What PixMix gives, as bytes: its floats rounded to levels of 255."""
+        """The output of PixMix, rounded to uint8."""
         return self.rounds[-1].result if self.rounds else self.first
 
 
 def square(image: Pixels, side: int) -> Pixels:
-    """Return the centre square of an image whose shorter side is brought to `side` pixels.
+    """Resize an image's shorter side to `side` pixels, and return the centre square.
 
-    The bytes are those of torchvision's Resize and CenterCrop.
+    The result equals that of torchvision's Resize and CenterCrop.
     """
     height, width = resized_shape(image.shape[0], image.shape[1], side)
     part = np.empty((side, side, 3), np.uint8)
@@ -148,14 +155,14 @@ def mix(
     settings: PixMixSettings,
     key: tuple[int, int, int],
 ) -> Draw:
-    """Mix an image as `PixMix(mixing_set, ...)(image, key=key)` does, and keep each step.
+    """Mix an image as `PixMix(mixing_set, ...)(image, key=key)` does, and return each step.
 
     Args:
         image: (side, side, 3) uint8.
-        mixing_set: of images with a shorter side of `side` at least; None or an empty one: each
-            round mixes with what an operation makes of the image.
-        settings: of PixMix; all rounds are kept.
-        key: (seed, epoch, index), as PixMix takes it.
+        mixing_set: images whose shorter side is at least `side`. With None or an empty one, each
+            round mixes with an augmented copy of the image.
+        settings: settings of PixMix.
+        key: (seed, epoch, index), as for PixMix.
 
     Raises:
         PipelineError: if the mixing image cannot be read.
@@ -187,7 +194,7 @@ def mix(
     n_rounds, start, argument = int(sample["rounds"]), sample["operation"], sample["argument"]
 
     def after(count: int) -> Pixels:
-        """Mix so many rounds of the plan."""
+        """Return the image after a number of rounds of the plan."""
         sample["rounds"] = count
         return _mixed(image, images, plan)
 
@@ -200,7 +207,7 @@ def mix(
             assert crop is not None
             other = crop
         else:
-            # What an operation makes of the image is what a plan without rounds starts from.
+            # A plan without rounds returns the image after its start operation.
             sample["operation"], sample["argument"] = operation, item["argument"]
             other = after(0)
         rounds.append(
@@ -239,7 +246,7 @@ def _mixed(image: Pixels, images: PackedImages, plan: Plan) -> Pixels:
 
 
 def to_bytes(floats: NDArray[np.float32]) -> Pixels:
-    """Return (3, H, W) floats in [0, 1] as (H, W, 3) uint8, rounded."""
+    """Round (3, H, W) floats in [0, 1] to (H, W, 3) uint8."""
     return np.ascontiguousarray(np.rint(floats * 255).astype(np.uint8).transpose(1, 2, 0))
 
 
@@ -254,7 +261,7 @@ def _in_words(operation: int, argument: float) -> str | None:
 
 
 def document(draws: Sequence[Draw]) -> dict[str, Any]:
-    """Return what was drawn as plain JSON values, without pixels."""
+    """Return the parameters of draws as JSON values, without pixels."""
     return {
         "draws": [
             {
@@ -278,47 +285,112 @@ def document(draws: Sequence[Draw]) -> dict[str, Any]:
 
 # --- The figure ----------------------------------------------------------------------------------
 
-_CELL, _GAP, _MARGIN = 208, 18, 20
-_THUMB = 3 * LINE
-_HEAD = 30
+# Three cells side by side keep the text legible where the figure is shown 400 pixels wide.
+_COLUMNS, _CELL, _GAP, _MARGIN = 3, 216, 20, 20
+_TEXT, _LINE = 20, 26
+_THUMB = 2 * _LINE
+_CELL_HEIGHT = _LINE + 6 + _CELL + 8 + 3 * _LINE
 _MARK = (214, 92, 20)
 
 
-def figure(image: Pixels, draws: Sequence[Draw]) -> Image.Image:
-    """Draw each draw as a row: the image, what the rounds begin with, and each round.
+@dataclass(frozen=True, kw_only=True)
+class _Cell:
+    """An image of the figure with a title above it, and below it lines of text.
 
-    Below a round stand what was mixed in and how; the result, which a network gets, has a frame.
+    other: a small image of what was mixed in, beside the first two lines.
+    """
+
+    title: str
+    pixels: Pixels
+    lines: tuple[str, ...]
+    other: Pixels | None = None
+
+
+def mildest_first(image: Pixels, draws: Sequence[Draw]) -> list[Draw]:
+    """Sort draws by their mean change of the image; those without rounds are last.
 
     Args:
-        image: (side, side, 3) uint8, that was mixed.
-        draws: one or more.
+        image: (side, side, 3) uint8, the image before mixing.
+        draws: draws of that image.
     """
-    n_rounds = max((len(draw.rounds) for draw in draws), default=0)
-    heads = ["image", "start", *(f"round {number}" for number in range(1, n_rounds + 1))]
-    row_height = _CELL + 8 + 3 * LINE + 16
-    width = 2 * _MARGIN + len(heads) * _CELL + (len(heads) - 1) * _GAP
-    height = 2 * _MARGIN + _HEAD + len(draws) * row_height - 16
-    canvas = Image.new("RGB", (width, height), PAPER)
+
+    def change(draw: Draw) -> tuple[bool, float]:
+        apart = np.abs(draw.result.astype(np.int16) - image)
+        return not draw.rounds, float(apart.mean())
+
+    return sorted(draws, key=change)
+
+
+def figure(image: Pixels, draws: Sequence[Draw]) -> Image.Image:
+    """Draw each draw as a block of cells: the image, an operation before mixing, and the rounds.
+
+    Blocks are sorted by `mildest_first`. Below a round are the image that was mixed in, the mixing
+    operation and its weights. The result, which is the input of the network, has a frame.
+
+    Args:
+        image: (side, side, 3) uint8, the image before mixing.
+        draws: one or more draws of that image.
+    """
+    blocks = [_cells(image, draw) for draw in mildest_first(image, draws)]
+    heights = [-(-len(cells) // _COLUMNS) * (_CELL_HEIGHT + _GAP) for cells in blocks]
+    width = 2 * _MARGIN + _COLUMNS * _CELL + (_COLUMNS - 1) * _GAP
+    canvas = Image.new("RGB", (width, 2 * _MARGIN + sum(heights) - _GAP), PAPER)
     pen = ImageDraw.Draw(canvas)
-    font, bold = ImageFont.load_default(TEXT), ImageFont.load_default(TEXT + 3)
-    for column, head in enumerate(heads):
-        pen.text((_left(column), _MARGIN), head, fill=INK, font=bold)
-    for row, draw in enumerate(draws):
-        top = _MARGIN + _HEAD + row * row_height
-        count = len(draw.rounds)
-        lines = [f"index {draw.key[2]}", "1 round" if count == 1 else f"{count} rounds"]
-        _cell(canvas, pen, font, (0, top), image, lines)
-        _cell(canvas, pen, font, (1, top), draw.first, [draw.start or "unchanged"])
-        for column, each in enumerate(draw.rounds, 2):
-            lines = [
-                each.operation or "mixing image",
-                f"{each.mixing}  a {each.a:.2f}  b {each.b:.2f}",
-                "of the image itself" if each.operation else _name(draw),
-            ]
-            _cell(canvas, pen, font, (column, top), each.result, lines, each.other)
-        left, corner = _left(1 + count), (_CELL + 2)
-        pen.rectangle((left - 3, top - 3, left + corner, top + corner), outline=_MARK, width=3)
+    top = _MARGIN
+    for cells, height in zip(blocks, heights, strict=True):
+        if top > _MARGIN:
+            pen.line((_MARGIN, top - _GAP // 2, width - _MARGIN, top - _GAP // 2), fill=FRAME)
+        for place, cell in enumerate(cells):
+            row, column = divmod(place, _COLUMNS)
+            left = _MARGIN + column * (_CELL + _GAP)
+            framed = place == len(cells) - 1
+            _draw_cell(canvas, cell, (left, top + row * (_CELL_HEIGHT + _GAP)), framed=framed)
+        top += height
     return canvas
+
+
+def _cells(image: Pixels, draw: Draw) -> list[_Cell]:
+    n = len(draw.rounds)
+    rounds = "1 round" if n == 1 else f"{n} rounds"
+    first = [_Cell(title="image", pixels=image, lines=(f"index {draw.key[2]}", rounds))]
+    if draw.start is not None:
+        first.append(_Cell(title="start", pixels=draw.first, lines=(draw.start,)))
+    return [
+        *first,
+        *(
+            _Cell(
+                title=f"round {number}{', result' if number == n else ''}",
+                pixels=each.result,
+                lines=(
+                    each.mixing,
+                    f"a {each.a:.2f}  b {each.b:.2f}",
+                    each.operation or _name(draw),
+                ),
+                other=each.other,
+            )
+            for number, each in enumerate(draw.rounds, 1)
+        ),
+    ]
+
+
+def _draw_cell(canvas: Image.Image, cell: _Cell, corner: tuple[int, int], *, framed: bool) -> None:
+    pen = ImageDraw.Draw(canvas)
+    left, top = corner
+    pen.text(corner, cell.title, fill=INK, font=ImageFont.load_default(_TEXT + 1))
+    top += _LINE + 6
+    canvas.paste(fitted(cell.pixels, _CELL), (left, top))
+    if framed:
+        box = (left - 4, top - 4, left + _CELL + 3, top + _CELL + 3)
+        pen.rectangle(box, outline=_MARK, width=4)
+    top += _CELL + 8
+    if cell.other is not None:
+        canvas.paste(fitted(cell.other, _THUMB), (left, top))
+    font = ImageFont.load_default(_TEXT)
+    for number, line in enumerate(cell.lines):
+        indent = _THUMB + 8 if cell.other is not None and number < 2 else 0
+        text = shortened(line, font, _CELL - indent)
+        place = (left + indent, top + number * _LINE)
+        pen.text(place, text, fill=SOFT if number == 1 else INK, font=font)
 
 
 def _name(draw: Draw) -> str:
@@ -327,38 +399,11 @@ def _name(draw: Draw) -> str:
     return PurePath(name.removeprefix("key ").partition(" in ")[0]).name
 
 
-def _left(column: int) -> int:
-    return _MARGIN + column * (_CELL + _GAP)
-
-
-def _cell(
-    canvas: Image.Image,
-    pen: ImageDraw.ImageDraw,
-    font: Font,
-    place: tuple[int, int],
-    image: Pixels,
-    lines: Sequence[str],
-    other: Pixels | None = None,
-) -> None:
-    """Draw an image and, below it, lines of text beside what was mixed in."""
-    left, top = _left(place[0]), place[1]
-    canvas.paste(fitted(image, _CELL), (left, top))
-    top += _CELL + 8
-    if other is not None:
-        canvas.paste(fitted(other, _THUMB), (left, top))
-        left += _THUMB + 8
-    room = _left(place[0]) + _CELL - left
-    for number, line in enumerate(lines):
-        fill = INK if number == 0 else SOFT
-        place_of_line = (left, top + number * LINE)
-        pen.text(place_of_line, shortened(line, font, room), fill=fill, font=font)
-
-
-# --- a page --------------------------------------------------------------------------------------
+# --- A page --------------------------------------------------------------------------------------
 
 
 def sections(image: Pixels, draws: Sequence[Draw]) -> list[Section]:
-    """Return draws as sections of a page, one each: its row of the figure, and it as a table."""
+    """Return draws as sections of a page, each with its figure and table, the mildest first."""
     return [
         Section(
             title=f"Draw {number}: seed {draw.key[0]}, index {draw.key[2]}",
@@ -366,7 +411,7 @@ def sections(image: Pixels, draws: Sequence[Draw]) -> list[Section]:
                 PageImage(
                     data=as_png(figure(image, [draw])),
                     description=f"Draw {number}, round by round",
-                    caption="The framed image is what a network gets.",
+                    caption="The framed image is the input of the network.",
                 ),
                 table(draw),
                 *(
@@ -376,17 +421,14 @@ def sections(image: Pixels, draws: Sequence[Draw]) -> list[Section]:
                 ),
             ),
         )
-        for number, draw in enumerate(draws, 1)
+        for number, draw in enumerate(mildest_first(image, draws), 1)
     ]
 
 
 def table(draw: Draw) -> Table:
-    """Return what was drawn as a table, a row a round; first what the rounds begin with.
-
-    A round mixes in what an operation makes of the image itself, or the mixing image.
-    """
+    """Return the start and the rounds of a draw as a table."""
     return Table(
-        header=("round", "mixed in", "how", "a", "b"),
+        header=("round", "mixed with", "mixing", "a", "b"),
         rows=(
             ("start", draw.start or "unchanged", "-", "-", "-"),
             *(
@@ -400,6 +442,6 @@ def table(draw: Draw) -> Table:
                 for number, each in enumerate(draw.rounds, 1)
             ),
         ),
-        caption="Mixed in is what an operation makes of the image itself, or a part of a mixing "
-        "image, by its name.",
+        caption="Each round mixes with an augmented copy of the image, named by its operation, or "
+        "with a crop of a mixing image, named by its file.",
     )

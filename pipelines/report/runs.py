@@ -1,4 +1,4 @@
-"""Trainings side by side: results, learning curves, settings that differ, evaluations, and CSV."""
+"""Compare training runs: results, learning curves, settings that differ, evaluations, and CSV."""
 
 import csv
 import io
@@ -13,20 +13,28 @@ import msgspec
 
 from pipelines.errors import PipelineError
 from pipelines.evaluation.metrics import HEADLINES
-from pipelines.provenance.run_record import RunRecord, Session, read_run_record
+from pipelines.provenance import RunRecord, Session, read_run_record
 from pipelines.report.evaluations import (
     Results,
-    metrics_of_all,
     notes_of,
     radar,
     read_evaluation,
     rows_of,
+    shared_metrics,
 )
-from pipelines.report.figures import check_plotting, legend_name, plot_png
-from pipelines.report.page import PageImage, Section, Table, Text, names_of
+from pipelines.report.page import (
+    PageImage,
+    Section,
+    Table,
+    Text,
+    check_plotting,
+    legend_name,
+    plot_png,
+    short_names,
+)
 from pipelines.system.files import printable, read_json, read_regular, write_file
 from pipelines.system.progress import in_words
-from pipelines.text_table import aligned
+from pipelines.text_table import BEST_NOTE, aligned, has_best_mark, with_best_marked
 
 METRICS = "metrics.jsonl"
 EVALUATION = "evaluation.json"
@@ -39,15 +47,15 @@ _Number = (
     | None
 )
 
-_TRAIN_AGAIN = "run the training's command again with --resume auto, which writes it again"
+_TRAIN_AGAIN = "run the training command again with --resume auto, which writes the file again"
 
 _HASH_DIGITS = 12
-"""Shown of a hash."""
+"""Digits of a hash that are shown."""
 
 UNKNOWN = "-"
-"""Stands for an unknown setting."""
+"""The cell of an unknown setting."""
 
-_LAST = (
+_LAST_EPOCH = (
     ("epoch", "epochs"),
     ("step", "steps"),
     ("train_loss", "training loss"),
@@ -58,14 +66,14 @@ _LAST = (
 
 
 @dataclass(frozen=True, kw_only=True)
-class Run:
-    """One training.
+class TrainingRun:
+    """One training run.
 
     Attributes:
-        name: tells it from the others.
+        name: name of the run, which is unique in a report.
         history: a record for each epoch, as in metrics.jsonl.
-        evaluation: results of pixmix-eval, or empty.
-        record: run.json; None for a run of an earlier release.
+        evaluation: results of pixmix-eval; empty without an evaluation.
+        record: content of run.json; None without the file.
     """
 
     name: str
@@ -74,34 +82,35 @@ class Run:
     record: RunRecord | None = None
 
 
-def read_runs(folders: Sequence[Path]) -> list[Run]:
-    """Read metrics and run.json of trainings and, where there is one, an evaluation of each.
+def read_runs(folders: Sequence[Path]) -> list[TrainingRun]:
+    """Read the metrics, run.json and evaluation of training runs.
 
     Args:
-        folders: each an --out of pixmix-train: FOLDER/metrics.jsonl, and FOLDER/evaluation.json as
-            `pixmix-eval --json` prints it (of its networks the first).
+        folders: output folders of pixmix-train with a metrics.jsonl. run.json is optional, and so
+            is evaluation.json, the output of `pixmix-eval --json`, of which the first network is
+            used.
 
     Raises:
-        PipelineError: if a folder holds no metrics, or a file is damaged.
+        PipelineError: if a folder has no metrics, or a file is damaged.
         OSError: if a file cannot be read, or is not a regular file.
     """
     whole = [folder.resolve() for folder in folders]
-    doubled = [folders[i] for i, each in enumerate(whole) if each in whole[:i]]
-    if doubled:
-        raise PipelineError(f"{doubled[0]} is passed twice; pass each training once")
+    repeated = [folders[i] for i, each in enumerate(whole) if each in whole[:i]]
+    if repeated:
+        raise PipelineError(f"{repeated[0]} is passed twice; pass each run once")
     return [
-        Run(
+        TrainingRun(
             name=name,
             history=_history(folder / METRICS),
             evaluation=read_evaluation(folder / EVALUATION),
             record=read_run_record(folder),
         )
-        for name, folder in zip(names_of(folders), folders, strict=True)
+        for name, folder in zip(short_names(folders), folders, strict=True)
     ]
 
 
 def files_read(folder: Path) -> list[Path]:
-    """Return the files of a training's folder that a report must not write over."""
+    """Return the files of a run's folder that a report must not overwrite."""
     names = (METRICS, EVALUATION, "run.json", "metrics.csv")
     return [folder / name for name in names]
 
@@ -111,8 +120,8 @@ def _history(path: Path) -> tuple[Mapping[str, Any], ...]:
         content = read_regular(path, max_bytes=_MOST_BYTES)
     except FileNotFoundError as error:
         raise PipelineError(
-            f"{path} is not there: {path.parent} is not a folder of pixmix-train, or its first "
-            "epoch has not ended"
+            f"{path} not found: {path.parent} is not an output folder of pixmix-train, or its "
+            "first epoch has not ended"
         ) from error
     records = []
     for number, line in enumerate(content.splitlines(), 1):
@@ -131,13 +140,19 @@ def _history(path: Path) -> tuple[Mapping[str, Any], ...]:
 # --- Tables --------------------------------------------------------------------------------------
 
 
-def last_rows(runs: Sequence[Run]) -> list[tuple[str, ...]]:
-    """Return the last epoch of each training, a row a metric and a cell a run; first the names."""
+def last_rows(runs: Sequence[TrainingRun]) -> list[tuple[str, ...]]:
+    """Return the table of the runs' last epochs: their names, then a row for each metric.
+
+    A star marks the smallest validation and test error.
+    """
     rows = [("", *(run.name for run in runs))]
-    for name, what in _LAST:
-        cells = [_cell(name, run.history[-1].get(name)) for run in runs]
-        if any(cell != "-" for cell in cells):
-            rows.append((what, *cells))
+    for key, label in _LAST_EPOCH:
+        values = [run.history[-1].get(key) for run in runs]
+        cells = [_cell(key, value) for value in values]
+        if key in ("validation_error", "test_error"):
+            cells = with_best_marked(cells, [value and -value for value in values])
+        if any(value is not None for value in values):
+            rows.append((label, *cells))
     records = [run.record for run in runs]
     if any(records):
         times = (in_words(each.seconds) if each else "-" for each in records)
@@ -145,17 +160,18 @@ def last_rows(runs: Sequence[Run]) -> list[tuple[str, ...]]:
     return rows
 
 
-def _cell(name: str, value: float | None) -> str:
+def _cell(key: str, value: float | None) -> str:
     if value is None:
         return "-"
-    if name.endswith("_error"):
+    if key.endswith("_error"):
         return f"{100 * value:.2f} %"
     return f"{value:.4f}" if isinstance(value, float) else str(value)
 
 
-def table(runs: Sequence[Run]) -> str:
-    """Return the trainings, how they differ and their evaluations, as lines of aligned text."""
-    blocks = [aligned(last_rows(runs))]
+def table(runs: Sequence[TrainingRun]) -> str:
+    """Return the runs, the settings that differ and the evaluations as lines of aligned text."""
+    rows = last_rows(runs)
+    blocks = [[*aligned(rows), *([BEST_NOTE] if has_best_mark(rows) else [])]]
     if len(runs) > 1:
         rows, note = _differences(runs)
         shown = ["Settings that differ:", *aligned(rows)] if rows else []
@@ -166,21 +182,21 @@ def table(runs: Sequence[Run]) -> str:
     return "\n\n".join("\n".join(block) for block in blocks)
 
 
-def _differences(runs: Sequence[Run]) -> tuple[list[tuple[str, ...]], str]:
-    """Return the rows of the settings that differ, header first, and a note.
+def _differences(runs: Sequence[TrainingRun]) -> tuple[list[tuple[str, ...]], str]:
+    """Return the rows of the settings that differ, with a header, and a note.
 
-    There are no rows if none differs.
+    The rows are empty if no setting differs.
     """
-    silent = [run.name for run in runs if run.record is None]
+    unknown = [run.name for run in runs if run.record is None]
     rows = differing_rows(runs)
     rows = rows if len(rows) > 1 else []
-    if silent:
-        return rows, f"The settings of {', '.join(silent)} are not known: there is no run.json."
+    if unknown:
+        return rows, f"The settings of {', '.join(unknown)} are unknown: run.json not found."
     return rows, "" if rows else "No setting differs."
 
 
-def document(runs: Sequence[Run]) -> dict[str, Any]:
-    """Return the runs, and the settings that differ between them, as plain JSON values."""
+def document(runs: Sequence[TrainingRun]) -> dict[str, Any]:
+    """Return the runs and the settings that differ between them as JSON values."""
     (_, *names), *rows = differing_rows(runs)
     return {
         "runs": {
@@ -198,12 +214,11 @@ def document(runs: Sequence[Run]) -> dict[str, Any]:
 # --- Settings ------------------------------------------------------------------------------------
 
 
-def differing_rows(runs: Sequence[Run]) -> list[tuple[str, ...]]:
-    """Return the settings that differ between runs, a row each, of a cell a run.
+def differing_rows(runs: Sequence[TrainingRun]) -> list[tuple[str, ...]]:
+    """Return the settings that differ between runs: the runs' names, then a row for each setting.
 
-    The first row has the runs' names. Data and mixing sets differ by their hashes, not by their
-    folders. Versions, code and machine are those of every session. Runs without run.json are not
-    compared.
+    Datasets and mixing sets are compared by their hashes, not by their folders. Versions, code and
+    machine are compared for all sessions. Runs without run.json are not compared.
     """
     settings = [dict(_settings(run.record)) if run.record else {} for run in runs]
     known = [each for each in settings if each]
@@ -217,7 +232,7 @@ def differing_rows(runs: Sequence[Run]) -> list[tuple[str, ...]]:
 
 
 def _settings(record: RunRecord) -> Iterator[tuple[str, str]]:
-    """Yield the settings of a run as name and text, in the order of a table."""
+    """Yield the name and text of each setting of a run, in the order of the table."""
     yield from ((name, _text(value) or "none") for name, value in _flat(record.settings.recipe))
     for use, data in record.settings.data.items():
         yield f"{use} data", f"{data.name} {data.sha256[:_HASH_DIGITS]}"
@@ -239,7 +254,7 @@ def _settings(record: RunRecord) -> Iterator[tuple[str, str]]:
 
 
 def _of_sessions(record: RunRecord, of: Callable[[Session], str]) -> str:
-    """Return a fact of the sessions of a run, each change once."""
+    """Return a property of a run's sessions, with each change of it."""
     return ", then ".join(text for text, _ in groupby(map(of, record.sessions)))
 
 
@@ -259,7 +274,7 @@ def _gpus(names: Sequence[str]) -> str:
 
 
 def _flat(values: Mapping[str, Any], above: str = "") -> Iterator[tuple[str, Any]]:
-    """Yield the values of nested mappings, by names such as "pixmix.k"."""
+    """Yield the values of nested mappings with names such as "pixmix.k"."""
     for name, value in values.items():
         if isinstance(value, Mapping):
             yield from _flat(value, f"{above}{name}.")
@@ -268,24 +283,24 @@ def _flat(values: Mapping[str, Any], above: str = "") -> Iterator[tuple[str, Any
 
 
 def _text(value: object) -> str:
-    """Return a plain JSON value as a cell: nothing for null."""
+    """Return a JSON value as a cell, which is empty for null."""
     if isinstance(value, list | tuple):
         return "; ".join(map(_text, value))
     return "" if value is None else str(value)
 
 
-def write_csv(runs: Sequence[Run], path: Path) -> None:
-    """Write a row for each run: its last epoch, all its settings, and its evaluation.
+def write_csv(runs: Sequence[TrainingRun], path: Path) -> None:
+    """Write a CSV file with a row for each run: its last epoch, its settings and its evaluation.
 
     Columns are named by their keys in metrics.jsonl, run.json and evaluation.json, such as
-    `test_error`, `recipe.pixmix.k`, `git.commit` and `evaluation.c.mean_error`.
+    ``test_error``, ``recipe.pixmix.k``, ``git.commit`` and ``evaluation.c.mean_error``.
 
     Args:
         runs: the runs.
-        path: the file, whole or absent at any moment; its folder is created if absent.
+        path: the file, which is written atomically; its folder is created if absent.
 
     Raises:
-        OSError: if it cannot be written.
+        OSError: if the file cannot be written.
     """
     rows = [dict(_columns(run)) for run in runs]
     names = list(dict.fromkeys(name for row in rows for name in row))
@@ -297,7 +312,7 @@ def write_csv(runs: Sequence[Run], path: Path) -> None:
     write_file(path, printable(text.getvalue()).encode())
 
 
-def _columns(run: Run) -> Iterator[tuple[str, str]]:
+def _columns(run: TrainingRun) -> Iterator[tuple[str, str]]:
     yield "run", run.name
     yield from ((name, _text(value)) for name, value in run.history[-1].items())
     for metric in HEADLINES:
@@ -320,10 +335,28 @@ def _columns(run: Run) -> Iterator[tuple[str, str]]:
 # --- Plots and pages -----------------------------------------------------------------------------
 
 
-def curves(runs: Sequence[Run]) -> bytes:
-    """Draw the loss and the errors of trainings over their epochs, as a PNG.
+_MEASURES = ("loss", "error")
 
-    Training is dotted, validation dashed and the test set solid; a run has one colour.
+_STYLES = {
+    "train": (":", "dotted", "training"),
+    "validation": ("--", "dashed", "validation"),
+    "test": ("-", "solid", "test"),
+}
+"""Split -> the style of its lines in matplotlib, in words, and the split's name."""
+
+
+def _measured(runs: Sequence[TrainingRun], measure: str) -> list[str]:
+    """Return the splits for which any run has a measure, "loss" or "error"."""
+    keys = {
+        key for run in runs for record in run.history for key in record if record[key] is not None
+    }
+    return [split for split in _STYLES if f"{split}_{measure}" in keys]
+
+
+def curves(runs: Sequence[TrainingRun]) -> bytes:
+    """Draw the loss and error of runs over their epochs, and return a PNG file.
+
+    Each run has its own colour; training, validation and test differ by the style of the line.
 
     Raises:
         PipelineError: if the extra `viz` is not installed.
@@ -332,37 +365,36 @@ def curves(runs: Sequence[Run]) -> bytes:
     from matplotlib.figure import Figure
     from matplotlib.ticker import MaxNLocator
 
-    figure = Figure(figsize=(9, 3.8), layout="constrained")
-    axes = figure.subplots(1, 2)
-    styles = {"train": ":", "validation": "--", "test": "-"}
-    for axis, measure, scale in zip(axes, ("loss", "error"), (1, 100), strict=True):
-        seen = set()
+    # Narrow, so that the labels are legible on a phone.
+    figure = Figure(figsize=(6.2, 6), layout="constrained")
+    axes = figure.subplots(2, 1, sharex=True)
+    for axis, measure, scale in zip(axes, _MEASURES, (1, 100), strict=True):
+        measured = _measured(runs, measure)
         for place, run in enumerate(runs):
-            for of, style in styles.items():
+            for split in measured:
                 points = [
-                    (record["epoch"], scale * record[f"{of}_{measure}"])
+                    (record["epoch"], scale * record[f"{split}_{measure}"])
                     for record in run.history
-                    if record.get(f"{of}_{measure}") is not None
+                    if record.get(f"{split}_{measure}") is not None
                 ]
                 if points:
-                    seen.add(of)
                     axis.plot(
                         *zip(*points, strict=True),
-                        style,
+                        _STYLES[split][0],
                         color=f"C{place % 10}",
                         marker="." if len(points) < 30 else "",
                     )
-        axis.set_xlabel("epoch")
         axis.set_ylabel(f"{measure}, %" if scale == 100 else measure)
         axis.set_ylim(bottom=0)
         axis.xaxis.set_major_locator(MaxNLocator(integer=True))
         axis.grid(alpha=0.25)
-        for of in (of for of in styles if of in seen):
-            axis.plot([], [], styles[of], color="grey", label=of)
-        if seen:
+        for split in measured:
+            axis.plot([], [], _STYLES[split][0], color="grey", label=_STYLES[split][2])
+        if measured:
             axis.legend(frameon=False, fontsize="small")
         else:
             axis.text(0.5, 0.5, "not measured", transform=axis.transAxes, ha="center", color="grey")
+    axes[-1].set_xlabel("epoch")
     names = [
         axes[0].plot([], [], color=f"C{place % 10}", label=legend_name(run.name))[0]
         for place, run in enumerate(runs)
@@ -371,13 +403,15 @@ def curves(runs: Sequence[Run]) -> bytes:
     return plot_png(figure, dpi=120)
 
 
-def sections(runs: Sequence[Run]) -> list[Section]:
-    """Return the trainings as sections of a page: curves, last epochs, settings, evaluations.
+def sections(runs: Sequence[TrainingRun]) -> list[Section]:
+    """Return the runs as sections of a page: curves, last epochs, settings, evaluations.
 
     Raises:
         PipelineError: if the extra `viz` is not installed.
     """
     names = ", ".join(run.name for run in runs)
+    measured = {split for measure in _MEASURES for split in _measured(runs, measure)}
+    lines = [f"{name} {style}" for split, (_, style, name) in _STYLES.items() if split in measured]
     header, *rows = last_rows(runs)
     parts: list[Section] = [
         Section(
@@ -386,9 +420,13 @@ def sections(runs: Sequence[Run]) -> list[Section]:
                 PageImage(
                     data=curves(runs),
                     description=f"Loss and error over the epochs of {names}",
-                    caption="Training dotted, validation dashed, test set solid.",
+                    caption=f"Lines: {', '.join(lines)}.",
                 ),
-                Table(header=header, rows=tuple(rows)),
+                Table(
+                    header=header,
+                    rows=tuple(rows),
+                    caption=f"Last epoch{f'; {BEST_NOTE}' if has_best_mark(rows) else ''}",
+                ),
             ),
         )
     ]
@@ -397,7 +435,7 @@ def sections(runs: Sequence[Run]) -> list[Section]:
         compared: list[Table | Text] = [Text(text=note)] if note else []
         if rows_and_header:
             header, *rows = rows_and_header
-            compared.insert(0, Table(header=header, rows=tuple(rows)))
+            compared.insert(0, Table(header=header, rows=tuple(rows), caption="Settings"))
         parts.append(Section(title="Settings that differ", parts=tuple(compared)))
     evaluated = {run.name: run.evaluation for run in runs if run.evaluation}
     if evaluated:
@@ -406,10 +444,10 @@ def sections(runs: Sequence[Run]) -> list[Section]:
             Table(
                 header=header,
                 rows=tuple(rows),
-                caption="; ".join(notes_of(evaluated)),
+                caption="; ".join(["Metrics", *notes_of(evaluated)]),
             )
         ]
-        if len(metrics_of_all(evaluated)) >= 3:
+        if len(shared_metrics(evaluated)) >= 3:
             plot = PageImage(
                 data=radar(evaluated),
                 description=f"Radar plot of the metrics of {', '.join(evaluated)}",

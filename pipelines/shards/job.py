@@ -61,18 +61,18 @@ class Request(msgspec.Struct, frozen=True, kw_only=True):
 
     Attributes:
         settings: plain JSON values that the files depend on.
-        made_with: versions of the code that the files depend on.
+        versions: versions of the code that the files depend on.
         n: number of items.
     """
 
     settings: dict[str, Any]
-    made_with: dict[str, Any]
+    versions: dict[str, Any]
     n: Annotated[int, msgspec.Meta(ge=1, le=2**48)]
 
     @property
     def hash(self) -> str:
         """16 hexadecimal digits that tie done records to a request; two may start at once."""
-        versions = {name: each for name, each in self.made_with.items() if name != "pixmix"}
+        versions = {name: each for name, each in self.versions.items() if name != "pixmix"}
         return sha256(json.dumps([self.settings, versions], sort_keys=True).encode())[:16]
 
 
@@ -322,13 +322,13 @@ def refuse_other(name: str, earlier: Request, asked: Request) -> None:
                 f"{field}: {name} was started with {before}, and this command uses {now}; "
                 f"use {before}, or choose another output folder"
             )
-    for field, now in asked.made_with.items():
-        before = earlier.made_with.get(field)
+    for field, now in asked.versions.items():
+        before = earlier.versions.get(field)
         # The version of this package is not compared: the other versions change with the files.
         if before != now and field != "pixmix":
             raise PipelineError(
                 f"{field}: {name} was started with {before} (pixmix "
-                f"{earlier.made_with.get('pixmix')}), and this is {now}; install the version that "
+                f"{earlier.versions.get('pixmix')}), and this is {now}; install the version that "
                 "it was started with, or choose another output folder"
             )
 
@@ -374,7 +374,7 @@ def _begin(job: Job, task: Task) -> _Found | None:
     if _is_complete(job, found):
         return None
     earlier = found.request or found.closed or asked
-    request = Request(settings=asked.settings, made_with=earlier.made_with, n=asked.n)
+    request = Request(settings=asked.settings, versions=earlier.versions, n=asked.n)
     if job.resizable:
         _check_smaller(job, found, earlier, task)
     reopened = found.manifest is not None and _reopen(job, found.manifest, found.sizes, request)
@@ -383,8 +383,7 @@ def _begin(job: Job, task: Task) -> _Found | None:
     with store.writing() as folder:
         (folder / WORK).mkdir(parents=True, exist_ok=True)
         write_file(folder / REQUEST, msgspec.json.format(msgspec.json.encode(request)))
-    # Read it again, because another run may have written its own at the same time.
-    found = inspect(job)
+    found = inspect(job)  # Another run may have written its own at the same time.
     return found if found.request is not None else _begin(job, task)
 
 

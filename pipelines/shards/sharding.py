@@ -185,7 +185,7 @@ def _job(request: ShardRequest, listed: Listed, num_shards: int) -> Job:
         store=request.store,
         request=Request(
             settings=request.settings(),
-            made_with={"pixmix": __version__, "shards_version": SHARDS_VERSION},
+            versions={"pixmix": __version__, "shards_version": SHARDS_VERSION},
             n=num_shards,
         ),
         product=_SourceShards(request=request, listed=listed, num_shards=num_shards),
@@ -249,7 +249,7 @@ class _SourceShards:
 
     def read_manifest(self, manifest: bytes) -> Request:
         found = _parsed(self.request, manifest)
-        return Request(settings=found.settings, made_with=found.versions, n=len(found.shards))
+        return Request(settings=found.settings, versions=found.versions, n=len(found.shards))
 
     def is_complete(self, manifest: bytes, sizes: Mapping[str, int]) -> bool:
         # While a set is repaired there are done records, and its manifest is the old one.
@@ -299,7 +299,7 @@ class _SourceShards:
                 sidecars=sidecars,
                 classes=asked.source.classes(),
                 settings=asked.settings(self.listed) | scanned,
-                versions=request.made_with,
+                versions=request.versions,
             )
 
     @cached_property

@@ -12,10 +12,10 @@ from typing import Any
 import msgspec
 
 from pipelines.errors import PipelineError
-from pipelines.provenance.run_record import (
+from pipelines.provenance import (
     DataFacts,
-    Ending,
     MixingFacts,
+    SessionState,
     Settings,
     WeightsFacts,
     read_run_record,
@@ -95,7 +95,7 @@ def metrics_in_words(record: Mapping[str, Any], epochs: int | None = None) -> st
 @contextmanager
 def recorded_session(
     config: TrainConfig, processes: Processes, state: TrainState, on_start: Callable[[], None]
-) -> Iterator[Ending]:
+) -> Iterator[SessionState]:
     """Write OUT/run.json at the start and at the end of the block, in the first process.
 
     Args:
@@ -107,7 +107,7 @@ def recorded_session(
     Yields:
         The part of run.json that is written at the end.
     """
-    ending = Ending(state.step)
+    ending = SessionState(state.step)
     if not processes.first:
         yield ending
         return

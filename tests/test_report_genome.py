@@ -1,4 +1,4 @@
-"""`pixmix-show genome`: what is drawn of a genome is what the genome says."""
+"""`pixmix-show genome`: the figure and the page show the genome's parameters."""
 
 import json
 import math
@@ -17,7 +17,7 @@ from fractals.chaos import Camera, ChaosLayer, Map, VariationTerm
 from fractals.escape import EscapeLayer
 from pipelines.cli import gen, show
 from pipelines.errors import PipelineError
-from pipelines.report.genome_report import (
+from pipelines.report.genome import (
     ReadGenome,
     alone,
     described,
@@ -35,7 +35,7 @@ def run(*arguments: object) -> Result:
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A set of five images."""
+    """Return a dataset of five images."""
     out = tmp_path_factory.mktemp("set") / "fractals"
     arguments = ["fractals", "--n", "5", "--size", "32", "--out", str(out), "--jobs", "1"]
     assert CliRunner().invoke(gen.main, arguments).exit_code == 0
@@ -53,9 +53,7 @@ def chaos(maps: tuple[Map, ...], camera: Camera) -> ChaosLayer:
     return replace(drawn, maps=maps, camera=camera)
 
 
-def test_a_genome_is_that_of_its_file_or_of_its_place_in_a_set(
-    folder: Path, tmp_path: Path
-) -> None:
+def test_a_genome_is_read_from_a_file_or_a_dataset(folder: Path, tmp_path: Path) -> None:
     for index in (0, 4):
         expected = draw_genome(seed=0, index=index)
         assert read_genome(folder, index) == ReadGenome(genome=expected, shape=(32, 32))
@@ -64,10 +62,10 @@ def test_a_genome_is_that_of_its_file_or_of_its_place_in_a_set(
         assert read_genome(path, None) == ReadGenome(genome=expected, shape=(1, 1))
 
 
-def test_a_parallelogram_is_what_the_affine_parts_make_of_the_window() -> None:
+def test_a_parallelogram_is_the_window_under_the_affine_parts_of_a_map() -> None:
     maps = (
         Map(affine=(1, 0, 0, 0, 1, 0)),
-        Map(affine=(0, -1, 2, 1, 0, 3)),  # a quarter turn, then aside
+        Map(affine=(0, -1, 2, 1, 0, 3)),  # a quarter turn, then a translation
         Map(affine=(2, 0, 0, 0, 1, 0), post=(1, 0, 1, 0, -1, 0)),
         Map(affine=(1, 0, 0, 0, 1, 0), variations=(VariationTerm(name="spherical", weight=1.0),)),
     )
@@ -81,20 +79,20 @@ def test_a_parallelogram_is_what_the_affine_parts_make_of_the_window() -> None:
     assert mirrored.tolist() == [[1, -1], [5, -1], [5, -3], [1, -3]]
 
 
-def test_the_window_turns_with_its_camera() -> None:
+def test_the_window_rotates_with_the_camera() -> None:
     camera = Camera(centre=(0.0, 0.0), width=2.0, rotation=math.pi / 2)
     window = parallelograms(chaos((Map(affine=(1, 0, 0, 0, 1, 0)),), camera))[0]
     np.testing.assert_allclose(window[0], [1, -1], atol=1e-12)
     np.testing.assert_allclose(np.abs(window), 1, atol=1e-12)
 
 
-def test_the_window_has_the_form_of_the_image() -> None:
+def test_the_window_has_the_aspect_ratio_of_the_image() -> None:
     layer = chaos((Map(affine=(1, 0, 0, 0, 1, 0)),), Camera(centre=(0.0, 0.0), width=2.0))
     for shape, corner in (((20, 30), [-1.5, -1]), ((60, 20), [-1, -3]), ((7, 7), [-1, -1])):
         np.testing.assert_allclose(parallelograms(layer, shape)[0][0], corner)
 
 
-def test_a_image_of_a_set_is_drawn_in_its_form(tmp_path: Path) -> None:
+def test_an_image_of_a_dataset_is_drawn_with_its_aspect_ratio(tmp_path: Path) -> None:
     out, drawn = tmp_path / "wide", tmp_path / "genome.png"
     words = ["fractals", "--n", "1", "--size", "48x32", "--out", str(out), "--jobs", "1"]
     assert CliRunner().invoke(gen.main, words).exit_code == 0
@@ -106,7 +104,7 @@ def test_a_image_of_a_set_is_drawn_in_its_form(tmp_path: Path) -> None:
     assert np.array_equal(pixels[58 : 58 + 64, 24 : 24 + 96], expected)
 
 
-def test_maps_that_lead_far_away_are_drawn_without_a_warning(tmp_path: Path) -> None:
+def test_maps_to_huge_coordinates_are_drawn_without_a_warning(tmp_path: Path) -> None:
     document = draw_genome(seed=0, index=0, family="ifs").to_json()
     document["layers"][0]["fractal"]["maps"][0]["affine"] = [3e38] * 6
     (tmp_path / "far.json").write_text(json.dumps(document))
@@ -116,7 +114,7 @@ def test_maps_that_lead_far_away_are_drawn_without_a_warning(tmp_path: Path) -> 
     assert result.stderr == ""
 
 
-def test_a_map_that_leads_far_away_is_drawn_on_its_side() -> None:
+def test_a_map_to_huge_coordinates_is_drawn_on_the_right_side() -> None:
     far = Map(affine=(5e11, 0, 5e11, 0, 0.5, 0))  # from 0 to 1e12, and half as high
     genome = draw_genome(seed=0, index=0, family="ifs")
     layer = replace(genome.layers[0], fractal=chaos((far,), Camera(centre=(0.0, 0.0), width=2.0)))
@@ -126,7 +124,7 @@ def test_a_map_that_leads_far_away_is_drawn_on_its_side() -> None:
     assert right.tolist() != [255, 255, 255]
 
 
-def test_a_layer_alone_lies_over_the_ground_and_nothing_else(genomes: list[Genome]) -> None:
+def test_a_layer_alone_is_rendered_over_the_background(genomes: list[Genome]) -> None:
     several = [genome for genome in genomes if len(genome.layers) > 1]
     assert several
     for genome in several[:2]:
@@ -137,7 +135,7 @@ def test_a_layer_alone_lies_over_the_ground_and_nothing_else(genomes: list[Genom
             assert one.background == genome.background
 
 
-def test_each_layer_is_told_in_words_and_each_map_has_its_line(genomes: list[Genome]) -> None:
+def test_each_layer_is_described_and_each_map_has_a_line(genomes: list[Genome]) -> None:
     kinds = set()
     for genome in genomes:
         for layer in genome.layers:
@@ -158,7 +156,7 @@ def test_each_layer_is_told_in_words_and_each_map_has_its_line(genomes: list[Gen
     assert kinds == {ChaosLayer, EscapeLayer}
 
 
-def test_the_figure_holds_the_image_and_a_panel_a_layer(genomes: list[Genome]) -> None:
+def test_the_figure_has_the_image_and_a_panel_for_each_layer(genomes: list[Genome]) -> None:
     for layers in (1, 2):
         genome = next(each for each in genomes if len(each.layers) == layers)
         drawn = np.asarray(figure(genome, 96))
@@ -174,7 +172,7 @@ def test_the_figure_holds_the_image_and_a_panel_a_layer(genomes: list[Genome]) -
             assert len(starts) == 1
 
 
-def test_the_command_draws_it_and_prints_the_genome(folder: Path, tmp_path: Path) -> None:
+def test_the_command_draws_the_figure_and_prints_the_genome(folder: Path, tmp_path: Path) -> None:
     out, html = tmp_path / "new" / "genome.png", tmp_path / "genome.html"
     result = run(folder, "--index", 3, "--out", out, "--size", 96, "--html", html, "--json")
     assert result.exit_code == 0, result.output
@@ -184,7 +182,7 @@ def test_the_command_draws_it_and_prints_the_genome(folder: Path, tmp_path: Path
     assert html.read_text().count("<img ") == 1 + len(genome.layers)
 
 
-def test_users_mistakes_get_one_line_and_their_exit_code(folder: Path, tmp_path: Path) -> None:
+def test_user_errors_are_one_line_with_their_exit_code(folder: Path, tmp_path: Path) -> None:
     out = tmp_path / "out.png"
     genome = draw_genome(seed=0, index=0).to_json()
     files = {
@@ -205,18 +203,22 @@ def test_users_mistakes_get_one_line_and_their_exit_code(folder: Path, tmp_path:
     cases: list[tuple[int, str, list[object]]] = [
         (1, "has many images", [folder]),
         (1, "has no image 5", [folder, "--index", 5]),
-        (1, "is no finished set", [tmp_path / "folder", "--index", 0]),
-        (1, "is one genome; leave --index out", [tmp_path / "whole.json", "--index", 0]),
+        (1, "is not a complete dataset", [tmp_path / "folder", "--index", 0]),
+        (1, "has a single genome; omit --index", [tmp_path / "whole.json", "--index", 0]),
         (1, "junk.json is damaged", [tmp_path / "junk.json"]),
-        (1, "list.json holds no genome", [tmp_path / "list.json"]),
-        (1, "featviz.json holds no genome", [tmp_path / "featviz.json"]),
+        (1, "list.json has no genome", [tmp_path / "list.json"]),
+        (1, "featviz.json has no genome", [tmp_path / "featviz.json"]),
         (1, "99: is the version of this genome", [tmp_path / "other.json"]),
         (1, "the genome's JSON does not match", [tmp_path / "less.json"]),
         (1, "bytes.json is damaged", [tmp_path / "bytes.json"]),
         (1, "deep.json", [tmp_path / "deep.json"]),
         (1, "deeper.json: the genome's JSON does not match", [tmp_path / "deeper.json"]),
         (1, "finite in float32", [tmp_path / "far.json"]),
-        (1, "is the manifest of a set and no genome; name its folder", [folder / "manifest.json"]),
+        (
+            1,
+            "is the manifest of a dataset, not a genome; use its folder",
+            [folder / "manifest.json"],
+        ),
         (2, "does not exist", [tmp_path / "absent.json"]),
         (2, "--size", [folder, "--index", 0, "--size", 10]),
     ]
@@ -234,32 +236,32 @@ def test_users_mistakes_get_one_line_and_their_exit_code(folder: Path, tmp_path:
 
 
 @pytest.mark.parametrize("kind", ["dead-leaves", "spectrum", "noise"])
-def test_a_set_without_genomes_is_told_what_it_is(tmp_path: Path, kind: str) -> None:
+def test_a_dataset_of_baselines_is_rejected_by_its_kind(tmp_path: Path, kind: str) -> None:
     words = ["baseline", "--kind", kind, "--n", "1", "--size", "32", "--jobs", "1"]
     assert CliRunner().invoke(gen.main, [*words, "--out", str(tmp_path / "set")]).exit_code == 0
     result = run(tmp_path / "set", "--index", 0, "--out", tmp_path / "out.png")
     assert result.exit_code == 1
-    assert f'is of kind "{kind}" and has no genome, as fractals have; give a set' in result.stderr
+    assert f'is of kind "{kind}", which has no genomes' in result.stderr
 
 
-def test_a_set_of_feature_visualizations_is_told_what_it_is(tmp_path: Path) -> None:
+def test_a_dataset_of_feature_visualizations_is_rejected_by_its_kind(tmp_path: Path) -> None:
     (tmp_path / "manifest.json").write_text('{"kind": "feature visualizations"}')
     (tmp_path / "metadata.jsonl").write_text('{"recipe": {}}\n')
     with pytest.raises(
-        PipelineError, match='is of kind "feature visualizations" and has no genome'
+        PipelineError, match='is of kind "feature visualizations", which has no genomes'
     ):
         read_genome(tmp_path, 0)
 
 
-def test_shards_are_told_what_they_are(tmp_path: Path) -> None:
+def test_shards_are_rejected(tmp_path: Path) -> None:
     manifest = tmp_path / "manifest.json"
     manifest.write_text(json.dumps({"format": FORMAT}))
     for place, index in ((tmp_path, 0), (manifest, None)):
-        with pytest.raises(PipelineError, match=r"is a set of shards; name the set of pixmix-gen"):
+        with pytest.raises(PipelineError, match="is a dataset of shards"):
             read_genome(place, index)
 
 
-def test_a_page_is_not_written_over_the_genome(tmp_path: Path) -> None:
+def test_a_page_does_not_overwrite_the_genome_file(tmp_path: Path) -> None:
     path = tmp_path / "genome.html"
     path.write_text(json.dumps(draw_genome(seed=0, index=0).to_json()))
     before = path.read_bytes()
@@ -269,14 +271,14 @@ def test_a_page_is_not_written_over_the_genome(tmp_path: Path) -> None:
     assert path.read_bytes() == before
 
 
-def test_a_file_of_another_kind_is_refused_by_the_library_too(tmp_path: Path) -> None:
+def test_a_file_that_is_not_json_is_rejected(tmp_path: Path) -> None:
     (tmp_path / "x.json").write_bytes(b"\xff\x00")
     with pytest.raises(PipelineError, match=r"x\.json is damaged"):
         read_genome(tmp_path / "x.json", None)
 
 
 @pytest.mark.parametrize("name", ["manifest.json", "metadata.jsonl"])
-def test_a_pipe_in_a_set_is_named_and_not_waited_for(
+def test_a_named_pipe_in_a_dataset_is_rejected_without_waiting_for_it(
     folder: Path, tmp_path: Path, name: str
 ) -> None:
     shutil.copytree(folder, tmp_path / "set", ignore=shutil.ignore_patterns(name))
@@ -287,9 +289,7 @@ def test_a_pipe_in_a_set_is_named_and_not_waited_for(
     assert "named pipe" in result.stderr
 
 
-def test_a_line_without_end_is_refused_before_it_fills_the_memory(
-    folder: Path, tmp_path: Path
-) -> None:
+def test_a_huge_line_is_rejected_before_it_fills_the_memory(folder: Path, tmp_path: Path) -> None:
     shutil.copytree(folder, tmp_path / "set", ignore=shutil.ignore_patterns("metadata.jsonl"))
     with (tmp_path / "set" / "metadata.jsonl").open("wb") as file:
         file.truncate(2**40)
@@ -298,13 +298,15 @@ def test_a_line_without_end_is_refused_before_it_fills_the_memory(
     assert "metadata.jsonl, line 1 has more than" in result.stderr
 
 
-def test_a_place_beyond_the_last_is_refused_at_once(folder: Path, tmp_path: Path) -> None:
+def test_an_index_beyond_the_last_is_rejected_at_once(folder: Path, tmp_path: Path) -> None:
     result = run(folder, "--index", 2**60, "--out", tmp_path / "out.png")
     assert result.exit_code == 1
     assert f"has no image {2**60}" in result.stderr
 
 
-def test_names_that_are_no_utf8_come_into_page_and_json(folder: Path, tmp_path: Path) -> None:
+def test_file_names_that_are_not_utf8_are_written_to_page_and_json(
+    folder: Path, tmp_path: Path
+) -> None:
     place = tmp_path / os.fsdecode(b"caf\xe9")
     shutil.copytree(folder, place)
     out, page = tmp_path / os.fsdecode(b"\xe9.png"), tmp_path / os.fsdecode(b"\xe9.html")

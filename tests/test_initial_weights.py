@@ -64,9 +64,9 @@ def test_pretrained_uses_the_v1_weights_of_the_released_code(
 
 
 def test_unknown_weights_are_rejected_with_the_available_names(downloads: list[str]) -> None:
-    with pytest.raises(PipelineError, match=r"'IMAGENET1K_V3' of resnet50.*V1 or IMAGENET1K_V2"):
+    with pytest.raises(PipelineError, match=r"'IMAGENET1K_V3' for resnet50.*V1 or IMAGENET1K_V2"):
         open_model("resnet50", 10, pretrained="IMAGENET1K_V3")
-    with pytest.raises(PipelineError, match=r"'IMAGENET1K_V1' of regnet_y_128gf.*IMAGENET1K_SWAG"):
+    with pytest.raises(PipelineError, match=r"'IMAGENET1K_V1' for regnet_y_128gf.*IMAGENET1K_SWAG"):
         open_model("regnet_y_128gf", 10, pretrained=PRETRAINED)
     assert downloads == []
 

@@ -1,7 +1,7 @@
-"""run.json: how a run was made, session by session; and the code, versions and machine of it.
+"""Record how a run was made in run.json: its settings, sessions, code, versions and machine.
 
-The file is written whole when a session starts and when it ends. A killed session says "running"
-until the next one starts, which then marks it "lost".
+The file is written atomically when a session starts and when it ends. The status of a killed
+session stays "running" until the next session starts, which changes it to "lost".
 """
 
 import errno
@@ -30,7 +30,7 @@ from pipelines.system.masking import masked_arguments, masked_values
 from pipelines.system.processes import available_cores
 
 PACKAGES = ("torch", "torchvision", "numpy", "numba", "Pillow")
-"""Distributions whose versions are recorded, besides Python's and ours."""
+"""Distributions whose versions are recorded besides those of Python and pixmix."""
 
 _GIT_TIMEOUT_S = 5.0
 _GIT = (
@@ -39,13 +39,13 @@ _GIT = (
     *("-c", "core.fsmonitor=false"),
     *("-c", f"core.hooksPath={os.devnull}"),
 )
-"""It reads and writes nothing, and starts no program that the repository names, but for filters:
-see `_without_filters`."""
+"""Git without index updates, and without programs that the repository configures, except for
+filters: see `_without_filters`."""
 
 _GIT_ENVIRONMENT = {
     "GIT_TERMINAL_PROMPT": "0",
     "LC_ALL": "C",
-    # Of a partial clone: what it lacks is not fetched, by which programs would be started.
+    # In a partial clone, fetching missing objects would start other programs.
     "GIT_NO_LAZY_FETCH": "1",
     "GIT_ALLOW_PROTOCOL": "none",
 }
@@ -59,7 +59,7 @@ Status = Literal["running", "finished", "stopped", "failed", "lost"]
 _MOST_BYTES = 2**26
 
 _NO_RECORD = (errno.EINVAL, errno.EFBIG, errno.ENXIO, errno.ELOOP)
-"""Errors of reading what is no regular file, or too large: no record of ours."""
+"""Errors of reading a file that is too large or not a regular file, and so not our record."""
 
 log = logging.getLogger(__name__)
 
@@ -69,8 +69,8 @@ class Git(msgspec.Struct, frozen=True, kw_only=True):
 
     Attributes:
         commit: hexadecimal name of the commit that is checked out.
-        dirty: whether tracked files differ from it, as they are without the filters that the
-            repository's config names; None if git cannot tell, or not in time.
+        dirty: whether tracked files differ from the commit, without the filters in the
+            repository's config; None if git fails or takes too long.
     """
 
     commit: str
@@ -78,7 +78,7 @@ class Git(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Hardware(msgspec.Struct, frozen=True, kw_only=True):
-    """The machine of the first process. world_size: processes, of all machines together."""
+    """The machine of rank 0. world_size: number of processes on all machines."""
 
     cpu: str
     cores: int
@@ -91,10 +91,10 @@ class Provenance(msgspec.Struct, frozen=True, kw_only=True):
     """What results depend on besides their settings.
 
     Attributes:
-        command: that was typed, without secrets.
-        versions: of packages by name.
-        git: of the working folder; None outside a repository, or without git.
-        hardware: of the first process.
+        command: the command line, without secrets.
+        versions: versions of packages, by name.
+        git: state of the working folder; None outside a repository or without git.
+        hardware: machine of rank 0.
     """
 
     command: str
@@ -104,7 +104,7 @@ class Provenance(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class DataFacts(msgspec.Struct, frozen=True, kw_only=True):
-    """A dataset. sha256: of its manifest, or of that and the names of the shards that are used."""
+    """A dataset. sha256: hash of its manifest, and of the names of its shards if some are used."""
 
     name: str
     location: str
@@ -113,18 +113,20 @@ class DataFacts(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class MixingFacts(msgspec.Struct, frozen=True, kw_only=True):
-    """A mixing set. fingerprint: of its images; locations: as they were named."""
+    """A mixing set. fingerprint: hash of its images; locations: paths and URLs as passed."""
 
     locations: tuple[str, ...]
     fingerprint: str
 
 
 class WeightsFacts(msgspec.Struct, frozen=True, kw_only=True):
-    """Weights that a training begins with.
+    """The weights from which a training is initialized.
 
-    location: a file; the name of published weights, as "torchvision resnet50 IMAGENET1K_V1"; or
-        "unknown" where the run.json of a run that was resumed had been lost.
-    sha256: of the file; None without one.
+    Attributes:
+        location: a file; or the name of published weights, such as
+            "torchvision resnet50 IMAGENET1K_V1"; or "unknown" if a resumed run had lost its
+            run.json.
+        sha256: hash of the file; None for other weights.
     """
 
     location: str
@@ -132,13 +134,13 @@ class WeightsFacts(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Settings(msgspec.Struct, frozen=True, kw_only=True):
-    """What a run is, and what its results depend on: the same in all its sessions.
+    """The settings of a run, which are the same in all its sessions.
 
     Attributes:
-        recipe: all numbers of the training, by name.
+        recipe: all settings of the training recipe, by name.
         data: datasets by their use: train, validation, test.
-        mixing_set: None without one.
-        weights: that the training begins with; None for random ones.
+        mixing_set: None without a mixing set.
+        weights: the initial weights; None for random initialization.
     """
 
     recipe: dict[str, Any]
@@ -151,16 +153,16 @@ Seconds = Annotated[float, msgspec.Meta(ge=0, le=1e12)]
 
 
 class Session(msgspec.Struct, kw_only=True):
-    """One start of the command.
+    """One start of the training command.
 
     Attributes:
-        status: "lost" if it was killed, or its machine was.
-        command: that was typed, without secrets.
-        started: UTC, ISO 8601.
-        seconds: how long it took; None until its end.
-        first_step, last_step: steps that were done at its beginning and at its end.
-        error: the one line that it ended with; None unless it failed.
-        versions, git, hardware: see `provenance`.
+        status: "lost" if the process was killed or the machine failed.
+        command: the command line, without secrets.
+        started: time in UTC, ISO 8601.
+        seconds: duration; None until the session ends.
+        first_step, last_step: number of finished steps at the start and at the end.
+        error: first line of the error message; None unless the session failed.
+        versions, git, hardware: see `Provenance`.
     """
 
     status: Status
@@ -176,14 +178,14 @@ class Session(msgspec.Struct, kw_only=True):
 
 
 class RunRecord(msgspec.Struct, kw_only=True):
-    """All of run.json.
+    """The content of run.json.
 
     Attributes:
-        id: 12 random hexadecimal digits, which tell this run from others.
-        status: of the newest session.
-        seconds: of all sessions together.
-        settings: of the run.
-        sessions: the newest last.
+        id: 12 random hexadecimal digits, which identify the run.
+        status: status of the latest session.
+        seconds: total duration of all sessions.
+        settings: settings of the run.
+        sessions: sessions in order, the latest last.
     """
 
     version: Literal[1]
@@ -195,13 +197,13 @@ class RunRecord(msgspec.Struct, kw_only=True):
 
 
 @dataclass
-class Ending:
-    """How far a session has come, kept up to date by the session itself.
+class SessionState:
+    """The progress of a session, which the session keeps up to date.
 
     Attributes:
-        step: steps that are done.
-        finished: whether all of them are.
-        end_now: writes the outcome at once, for a process that ends without leaving the block.
+        step: number of finished steps.
+        finished: whether the run is finished.
+        end_now: writes the outcome at once, for a process that exits without leaving the block.
     """
 
     step: int
@@ -210,28 +212,30 @@ class Ending:
 
 
 @contextmanager
-def recorded(out: Path, settings: Settings, ending: Ending, *, world_size: int) -> Iterator[None]:
-    """Keep OUT/run.json for the time of the block: at its begin "running", and its outcome after.
+def recorded(
+    out: Path, settings: Settings, state: SessionState, *, world_size: int
+) -> Iterator[None]:
+    """Record the block as a session in OUT/run.json: first as "running", then with its outcome.
 
-    Earlier sessions of the folder stay in it. A damaged run.json is renamed, and said in the log.
+    Earlier sessions in the file are kept. A damaged run.json is renamed, with a warning.
 
     Args:
-        out: the run's folder, which exists.
-        settings: of the run.
-        ending: at the steps that were done before; the block keeps it up to date.
-        world_size: processes of the run.
+        out: folder of the run, which exists.
+        settings: settings of the run.
+        state: progress of the session, which starts at the steps of earlier sessions.
+        world_size: number of processes of the run.
 
     Raises:
         OSError: if the file cannot be written, or an earlier one cannot be read.
     """
-    begun = time.monotonic()
+    started = time.monotonic()
     facts = provenance(world_size=world_size)
     session = Session(
         status="running",
         command=facts.command,
         started=datetime.now(UTC).isoformat(timespec="seconds"),
         seconds=None,
-        first_step=ending.step,
+        first_step=state.step,
         last_step=None,
         error=None,
         versions=facts.versions,
@@ -244,17 +248,17 @@ def recorded(out: Path, settings: Settings, ending: Ending, *, world_size: int) 
 
     def end(status: Status, error: str | None = None) -> None:
         session.status, session.error = status, error
-        session.seconds, session.last_step = round(time.monotonic() - begun, 3), ending.step
+        session.seconds, session.last_step = round(time.monotonic() - started, 3), state.step
         _write(out, run_id, settings, sessions)
 
     def end_now() -> None:
-        end("finished" if ending.finished else "stopped")
+        end("finished" if state.finished else "stopped")
 
-    ending.end_now = end_now
+    state.end_now = end_now
     try:
         yield
     except BaseException as error:
-        # What ended the run is what is told, also where the disk is full.
+        # Report what ended the run, even if the disk is full.
         with suppress(OSError):
             if isinstance(error, KeyboardInterrupt | SystemExit):
                 end("stopped")
@@ -265,10 +269,10 @@ def recorded(out: Path, settings: Settings, ending: Ending, *, world_size: int) 
 
 
 def read_run_record(folder: Path) -> RunRecord | None:
-    """Return what run.json of a folder says; None if it has none.
+    """Return the content of a folder's run.json; None without one.
 
     Raises:
-        PipelineError: if it is damaged.
+        PipelineError: if the file is damaged.
         OSError: if it cannot be read, or is not a regular file.
     """
     path = folder / RUN_RECORD
@@ -281,15 +285,15 @@ def read_run_record(folder: Path) -> RunRecord | None:
 
 
 def _earlier(out: Path) -> tuple[str, list[Session]]:
-    """Return id and sessions of a run, which have all ended: the caller holds its lock."""
+    """Return the id and the sessions of a run. All have ended: the caller holds the run's lock."""
     try:
         record = read_run_record(out)
     except (PipelineError, OSError) as error:
         if isinstance(error, OSError) and error.errno not in _NO_RECORD:
-            # It may be whole, and is not to be lost because it cannot be read now.
+            # The file may be intact; an error of reading it now must not lose it.
             raise
         (out / RUN_RECORD).replace(out / DAMAGED)
-        log.warning("%s; it is now %s, and the history begins anew", error, out / DAMAGED)
+        log.warning("%s; renamed it to %s and started a new record", error, out / DAMAGED)
         record = None
     if record is None:
         return secrets.token_hex(6), []
@@ -314,7 +318,7 @@ def _write(out: Path, run_id: str, settings: Settings, sessions: list[Session]) 
 
 
 def _plain(document: Any) -> Any:  # noqa: ANN401
-    """Return a document without secrets, whose texts are UTF-8."""
+    """Return a document without secrets and with valid UTF-8."""
     if isinstance(document, Mapping):
         return {printable(name): _plain(value) for name, value in document.items()}
     if isinstance(document, list | tuple):
@@ -326,7 +330,7 @@ def _plain(document: Any) -> Any:  # noqa: ANN401
 
 
 def provenance(*, world_size: int = 1) -> Provenance:
-    """Return where the results of this process come from."""
+    """Return the provenance of this process's results."""
     return Provenance(
         command=command_line(),
         versions=versions(),
@@ -336,8 +340,8 @@ def provenance(*, world_size: int = 1) -> Provenance:
 
 
 def command_line() -> str:
-    """Return the command that started this process as a shell takes it, without secrets."""
-    # Set for `python -m MODULE`, and not for a script.
+    """Return this process's command line as one would type it in a shell, without secrets."""
+    # __spec__ is set for `python -m MODULE` but not for a script.
     module = getattr(sys.modules.get("__main__"), "__spec__", None)
     start = ["python", "-m", module.name] if module else [Path(sys.argv[0]).name or "python"]
     return printable(shlex.join([*start, *masked_arguments(sys.argv[1:])]))
@@ -347,7 +351,7 @@ def versions(packages: tuple[str, ...] = PACKAGES) -> dict[str, str]:
     """Return the versions of Python, of installed packages and of pixmix, by name.
 
     Args:
-        packages: names of distributions; those that are not installed are left out.
+        packages: names of distributions; those that are not installed are omitted.
     """
     found = {"python": platform.python_version()}
     for package in packages:
@@ -359,7 +363,7 @@ def versions(packages: tuple[str, ...] = PACKAGES) -> dict[str, str]:
 
 
 def hardware(world_size: int = 1) -> Hardware:
-    """Return processor, cores and GPUs of this machine; its name is not told."""
+    """Return the CPU, cores and GPUs of this machine, but not its name."""
     return Hardware(
         cpu=processor(),
         cores=available_cores(),
@@ -370,7 +374,7 @@ def hardware(world_size: int = 1) -> Hardware:
 
 
 def processor() -> str:
-    """Return the CPU model, as the system calls it."""
+    """Return the CPU model, as the operating system reports it."""
     description = Path("/proc/cpuinfo")
     if description.exists():
         for line in description.read_text(errors="replace").splitlines():
@@ -381,7 +385,7 @@ def processor() -> str:
 
 
 def system() -> str:
-    """Return operating system and architecture, as "Linux x86_64"."""
+    """Return the operating system and architecture, such as "Linux x86_64"."""
     return f"{platform.system()} {platform.machine()}"
 
 
@@ -395,13 +399,13 @@ def _gpus() -> tuple[str, ...]:
 
 
 def git_state(folder: Path) -> Git | None:
-    """Return the commit of a folder's repository, and whether its tracked files differ from it.
+    """Return the commit of a folder's repository, and whether tracked files differ from it.
 
     Args:
-        folder: inside the repository.
+        folder: a folder inside the repository.
 
     Returns:
-        None if git is not installed, does not answer, or the folder is in no repository.
+        None if git is not installed or times out, or the folder is not in a repository.
     """
     commit = _git(folder, "rev-parse", "--verify", "HEAD")
     if not commit:
@@ -413,7 +417,7 @@ def _is_dirty(folder: Path) -> bool | None:
     options = _without_filters(folder)
     if options is None:
         return None
-    # In a submodule, git would start another one, which obeys the config of that.
+    # In a submodule, git would start another git, which obeys the submodule's config.
     changes = _git(
         folder,
         *options,
@@ -426,11 +430,11 @@ def _is_dirty(folder: Path) -> bool | None:
 
 
 def _without_filters(folder: Path) -> list[str] | None:
-    """Return options by which git runs no filter that its config names; None if there are none.
+    """Return options that disable the filters in git's config; None if that is not possible.
 
-    A filter is a command, by which git reads a file that has changed; .git/config names it.
+    A filter is a command in .git/config through which git reads a changed file.
     """
-    # It prints nothing, and fails, where no name matches: the first one always does.
+    # git config fails if no name matches, so the first option adds a filter that always does.
     listed = _git(
         folder,
         *("-c", "filter.none.clean="),
@@ -440,7 +444,7 @@ def _without_filters(folder: Path) -> list[str] | None:
         return None
     filters = {name.rpartition(".")[0] for name in listed.split("\0")} - {"", "filter"}
     if any("=" in name or "\ufffd" in name for name in filters):
-        # An option -c takes its name to end at the first of these; the other is no UTF-8.
+        # Option -c ends its name at the first "=", and "\ufffd" marks a name that is not UTF-8.
         return None
     settings = ("clean=", "smudge=", "process=", "required=false")
     return [

@@ -1,4 +1,4 @@
-"""A fractal explained: its genome, read from a file or a set, as a figure and as a page."""
+"""Explain a fractal: read its genome from a file or a dataset, and show it as a figure or page."""
 
 import json
 import math
@@ -18,8 +18,19 @@ from fractals.genome import MIN_SIDE, Layer
 from fractals.palettes import Palette, palette_table
 from fractals.variations import VARIATION_NUMBER, VARIATIONS
 from pipelines.errors import PipelineError
-from pipelines.report.figures import FRAME, INK, LINE, PAPER, SOFT, TEXT, as_png, shortened
-from pipelines.report.page import PageImage, Section, Table
+from pipelines.report.page import (
+    FRAME,
+    INK,
+    LINE,
+    PAPER,
+    SOFT,
+    TEXT,
+    PageImage,
+    Section,
+    Table,
+    as_png,
+    shortened,
+)
 from pipelines.shards.format import FORMAT
 from pipelines.system.files import open_regular, read_json, read_regular
 
@@ -27,67 +38,66 @@ SQUARE = (1, 1)
 
 _LARGEST_FILE = 2**28
 _LONGEST_LINE = 2**24
-"""Bytes of a record of a set; a genome has some thousands."""
+"""Maximum bytes of a record; a genome has some thousands."""
 
-_REMEDY = "name a genome, or a set of pixmix-gen fractals"
+_REMEDY = "use a genome file, or a dataset of pixmix-gen fractals"
 
 
 @dataclass(frozen=True, kw_only=True)
 class ReadGenome:
-    """A genome, and the height and width of its image in its set; of a file a square's."""
+    """A genome, and the height and width of its image; (1, 1) for a genome file."""
 
     genome: Genome
     shape: tuple[int, int]
 
 
-def read_genome(place: Path, index: int | None) -> ReadGenome:
-    """Read a genome from a file of its own or from the records of a set.
+def read_genome(path: Path, index: int | None) -> ReadGenome:
+    """Read a genome from a genome file or from the records of a dataset.
 
     Args:
-        place: JSON as `Genome.to_json` gives it, or a folder of pixmix-gen fractals.
-        index: which image of a folder; None for a file.
+        path: JSON file of `Genome.to_json`, or folder of a dataset of pixmix-gen fractals.
+        index: index of the image in the dataset; None for a file.
 
     Raises:
-        PipelineError: if there is none.
+        PipelineError: if the file or the dataset has no such genome.
         OSError: if it cannot be read.
     """
-    if place.is_dir():
+    if path.is_dir():
         if index is None:
-            raise PipelineError(f"{place} has many images; name one by --index")
-        manifest = _manifest(place)
-        _refuse_shards(manifest, place)
-        record = _record(place / "metadata.jsonl", index)
-        genome = _of_record(record, f"image {index} of {place}", manifest.get("kind"))
+            raise PipelineError(f"{path} has many images; choose one with --index")
+        manifest = _manifest(path)
+        _check_not_shards(manifest, path)
+        record = _record(path / "metadata.jsonl", index)
+        genome = _of_record(record, f"image {index} of {path}", manifest.get("kind"))
         return ReadGenome(genome=genome, shape=_shape(manifest))
-    document = read_json(read_regular(place, max_bytes=_LARGEST_FILE), Any, str(place), _REMEDY)
-    _refuse_shards(document, place)
+    document = read_json(read_regular(path, max_bytes=_LARGEST_FILE), Any, str(path), _REMEDY)
+    _check_not_shards(document, path)
     if isinstance(document, dict) and {"kind", "status", "settings"} <= document.keys():
         raise PipelineError(
-            f"{place} is the manifest of a set and no genome; name its folder, and an image by "
-            "--index"
+            f"{path} is the manifest of a dataset, not a genome; use its folder, and choose an "
+            "image with --index"
         )
     if index is not None:
-        raise PipelineError(f"{place} is one genome; leave --index out")
-    return ReadGenome(genome=_of_record(document, str(place), None), shape=SQUARE)
+        raise PipelineError(f"{path} has a single genome; omit --index")
+    return ReadGenome(genome=_of_record(document, str(path), None), shape=SQUARE)
 
 
-def _refuse_shards(manifest: Any, place: Path) -> None:  # noqa: ANN401
+def _check_not_shards(manifest: Any, path: Path) -> None:  # noqa: ANN401
     if isinstance(manifest, dict) and manifest.get("format") == FORMAT:
         raise PipelineError(
-            f"{place} is a set of shards; name the set of pixmix-gen fractals that it was made of, "
-            "or a genome's file"
+            f"{path} is a dataset of shards; use the dataset of image files that the shards were "
+            "written from, or a genome file"
         )
 
 
 def _manifest(folder: Path) -> dict[str, Any]:
-    """Return what is known of a set, or nothing where its folder has no manifest."""
+    """Return the manifest of a dataset; empty if it has none."""
     path = folder / "manifest.json"
-    remedy = "name another set"
     try:
         content = read_regular(path, max_bytes=_LARGEST_FILE)
     except FileNotFoundError:
         return {}
-    document = read_json(content, Any, str(path), remedy)
+    document = read_json(content, Any, str(path), "use another dataset")
     return document if isinstance(document, dict) else {}
 
 
@@ -105,8 +115,8 @@ def _record(path: Path, index: int) -> Any:  # noqa: ANN401
         file = open_regular(path)
     except FileNotFoundError as error:
         raise PipelineError(
-            f"{path} is not there: {path.parent} is no finished set of pixmix-gen fractals; name "
-            "one, or a genome's file"
+            f"{path} not found: {path.parent} is not a complete dataset of pixmix-gen fractals; "
+            "use one, or a genome file"
         ) from error
     with file:
         for number in range(index + 1):
@@ -115,11 +125,10 @@ def _record(path: Path, index: int) -> Any:  # noqa: ANN401
                 break
             if len(line) > _LONGEST_LINE:
                 raise PipelineError(
-                    f"{path}, line {number + 1} has more than {_LONGEST_LINE:,} bytes, which no "
-                    f"genome has; {_REMEDY}"
+                    f"{path}, line {number + 1} has more than {_LONGEST_LINE:,} bytes; {_REMEDY}"
                 )
     if not line:
-        raise PipelineError(f"{path} has no image {index}; its images are counted from 0")
+        raise PipelineError(f"{path} has no image {index}; indices start at 0")
     return read_json(line, Any, f"{path}, line {index + 1}", _REMEDY)
 
 
@@ -128,21 +137,21 @@ def _of_record(document: Any, where: str, kind: object) -> Genome:  # noqa: ANN4
         document = document["genome"]
     elif kind not in (None, "fractals"):
         raise PipelineError(
-            f"{where} is of kind {json.dumps(kind)} and has no genome, as fractals have; give a "
-            "set of pixmix-gen fractals"
+            f"{where} is of kind {json.dumps(kind)}, which has no genomes; use a dataset of "
+            "pixmix-gen fractals"
         )
     if not isinstance(document, dict):
-        raise PipelineError(f"{where} holds no genome; give one of a set of pixmix-gen fractals")
+        raise PipelineError(f"{where} has no genome; use one of a dataset of pixmix-gen fractals")
     try:
         return Genome.from_json(document)
     except ValueError as error:
         raise PipelineError(f"{where}: {error}") from error
     except RecursionError as error:
-        raise PipelineError(f"{where} holds no genome (brackets in brackets); {_REMEDY}") from error
+        raise PipelineError(f"{where} has no genome (nested too deeply); {_REMEDY}") from error
 
 
 def described(layer: Layer) -> list[str]:
-    """Return what a layer is, a line a fact."""
+    """Describe a layer, one line for each property."""
     head = f"{layer.blend}, opacity {layer.opacity:.2f}"
     facts = _FACTS.get(type(layer.fractal), lambda _: [layer.kind])
     first, *others = facts(layer.fractal)
@@ -155,7 +164,7 @@ def _formula_facts(fractal: EscapeLayer) -> list[str]:
         f"c {fractal.constant[0]:.4g} {fractal.constant[1]:+.4g} i, "
         f"at {fractal.centre[0]:.4g} {fractal.centre[1]:+.4g} i, width {fractal.width:.3g}",
         f"{fractal.max_iterations} iterations, trap {fractal.trap}, relief {fractal.relief:.2f}",
-        f"turns: smooth {fractal.smooth_turns:.2f}, trap {fractal.trap_turns:.2f}, "
+        f"palette turns: smooth {fractal.smooth_turns:.2f}, trap {fractal.trap_turns:.2f}, "
         f"wave {fractal.wave_turns:.2f}",
     ]
 
@@ -172,7 +181,7 @@ def _system_facts(fractal: ChaosLayer) -> list[str]:
             f"{n}  {each.weight / total:.0%}  {_bends(each)}"
             for n, each in enumerate(fractal.maps, 1)
         ),
-        *([] if fractal.final is None else [f"last  {_bends(fractal.final)}"]),
+        *([] if fractal.final is None else [f"final  {_bends(fractal.final)}"]),
     ]
 
 
@@ -180,18 +189,18 @@ _FACTS: dict[type, Callable[[Any], list[str]]] = {
     ChaosLayer: _system_facts,
     EscapeLayer: _formula_facts,
 }
-"""A line a fact, by the kind of layer; the first of them names it."""
+"""Type of fractal -> a function that describes it; the first line names it."""
 
 
 def _symmetry(symmetry: int) -> str:
     if symmetry == 1:
         return "no symmetry"
-    mirrored = " and a mirror" if symmetry < 0 else ""
-    return f"{abs(symmetry)} turns{mirrored}"
+    mirrored = " with mirror" if symmetry < 0 else ""
+    return f"{abs(symmetry)}-fold symmetry{mirrored}"
 
 
 def _fold(fold: str) -> str:
-    return {"none": "cut off", "mirror": "mirrored at its borders", "wrap": "repeated"}[fold]
+    return {"none": "not folded", "mirror": "mirrored at its borders", "wrap": "wrapped"}[fold]
 
 
 def _bends(each: Map) -> str:
@@ -200,56 +209,59 @@ def _bends(each: Map) -> str:
     return ", ".join(f"{term.name} {term.weight:.2f}" for term in each.variations)
 
 
-# --- tables of a page ----------------------------------------------------------------------------
+# --- Tables of a page ----------------------------------------------------------------------------
 
 
-def ground_tables(genome: Genome) -> tuple[Table, ...]:
-    """Return what an image has besides its layers."""
+def background_tables(genome: Genome) -> tuple[Table, ...]:
+    """Return the properties of an image besides its layers: tone limits and background."""
     rows = (
         ("black", _number(genome.black)),
         ("white", _number(genome.white)),
-        ("drafts before", str(genome.attempt)),
+        ("rejected drafts", str(genome.attempt)),
     )
-    ground = "Ground: its first colour and the one in the middle of the ring shade it; OKLab"
-    return Table(header=("", "value"), rows=rows), _palette_table(genome.background, ground)
+    caption = "Background, in OKLab: a gradient between the first and the middle colour of the ring"
+    return (
+        Table(header=("", "value"), rows=rows, caption="Image"),
+        _palette_table(genome.background, caption),
+    )
 
 
 def layer_tables(layer: Layer) -> tuple[Table, ...]:
-    """Return all numbers of a layer: maps, variations, window and tone, or its formula; palette."""
+    """Return all parameters of a layer: maps, variations, window and tone, or formula; palette."""
     fractal = layer.fractal
     palette = _palette_table(layer.palette, "Palette: colours in OKLab, around a ring")
-    lies = Table(
+    blending = Table(
         header=("", "value"),
         rows=(("blend", layer.blend), ("opacity", _number(layer.opacity))),
-        caption="How it lies on what is below",
+        caption="Blending with the layers below",
     )
     if not isinstance(fractal, ChaosLayer):
-        return _facts("Formula", fractal), palette, lies
+        return _facts("Formula", fractal), palette, blending
     variations = tuple(_variation_rows(fractal))
     header = ("map", "variation", "weight", "parameters")
-    bends = [Table(header=header, rows=variations, caption="Variations")] if variations else []
+    shown = [Table(header=header, rows=variations, caption="Variations")] if variations else []
     window, tone = _facts("Window", fractal.camera), _facts("Tone", fractal.tone)
-    return _map_table(fractal), *bends, window, tone, palette, lies
+    return _map_table(fractal), *shown, window, tone, palette, blending
 
 
 def _named_maps(layer: ChaosLayer) -> list[tuple[str, Map]]:
     named = [(f"{number}", each) for number, each in enumerate(layer.maps, 1)]
-    return named if layer.final is None else [*named, ("last", layer.final)]
+    return named if layer.final is None else [*named, ("final", layer.final)]
 
 
 def _map_table(layer: ChaosLayer) -> Table:
     total = sum(each.weight for each in layer.maps)
     rows = []
     for name, each in _named_maps(layer):
-        # The last map is never chosen: every point goes through it.
-        share = "every point" if name == "last" else f"{each.weight / total:.1%}"
+        # The final map is not chosen at random: every point goes through it.
+        share = "always" if name == "final" else f"{each.weight / total:.1%}"
         rows.append(
             (name, *map(_number, each.affine), share, _number(each.colour), _number(each.speed))
         )
         if each.post is not None:
-            rows.append((f"{name}, after", *map(_number, each.post), "", "", ""))
+            rows.append((f"{name}, post", *map(_number, each.post), "", "", ""))
     return Table(
-        header=("map", *"abcdef", "chosen", "colour", "speed"),
+        header=("map", *"abcdef", "probability", "colour", "speed"),
         rows=tuple(rows),
         caption="Maps: x' = a x + b y + c, y' = d x + e y + f",
     )
@@ -277,7 +289,7 @@ def _palette_table(palette: Palette, caption: str) -> Table:
 
 
 def _facts(caption: str, of: EscapeLayer | Camera | Tone) -> Table:
-    """Return a table of a dataclass, a row a field."""
+    """Return a table of a dataclass with a row for each field."""
     return Table(
         header=("", "value"),
         rows=tuple(
@@ -297,7 +309,7 @@ def _number(value: float) -> str:
     return f"{value:.4g}"
 
 
-# --- figures --------------------------------------------------------------------------------------
+# --- Figures --------------------------------------------------------------------------------------
 
 Points = NDArray[np.float64]
 
@@ -308,20 +320,19 @@ _FAR = 1e6
 
 
 def alone(genome: Genome, number: int) -> Genome:
-    """Return the genome of one layer, laid on the same ground as if it were the only one."""
+    """Return a genome with only one layer of another, on the same background."""
     layer = replace(genome.layers[number], blend="over", opacity=1.0)
     return replace(genome, layers=(layer,))
 
 
 def parallelograms(layer: ChaosLayer, shape: tuple[int, int] = SQUARE) -> list[Points]:
-    """Return what each map's affine parts make of the window, (4, 2) corners in plane units.
+    """Return the window and its image under each map, as (4, 2) corners in plane units.
 
-    First the window itself, then a map each: `affine`, then `post`; variations, which bend, are
-    left out.
+    Only the affine parts of a map are applied, `affine` and then `post`, without variations.
 
     Args:
-        layer: of maps.
-        shape: height and width of the image, of which the camera's width is the shorter.
+        layer: layer of maps.
+        shape: height and width of the image; the camera's width is that of the shorter side.
     """
     camera = layer.camera
     height, width = (camera.width / 2 * side / min(shape) for side in shape)
@@ -340,12 +351,12 @@ def _mapped(each: Map, points: Points) -> Points:
 
 
 def figure(genome: Genome, side: int = 640, shape: tuple[int, int] = SQUARE) -> Image.Image:
-    """Draw a genome: the image, and for each layer itself, its maps, palette and numbers.
+    """Draw a genome: the image, and each layer with its maps, palette and parameters.
 
     Args:
-        genome: of the image.
-        side: of the image, the longer one, pixels.
-        shape: height and width of the image in its set, which tell its form.
+        genome: genome of the image.
+        side: longer side of the image in pixels.
+        shape: height and width of the image in its dataset, which define its aspect ratio.
     """
     panels = [_panel(genome, number, shape) for number in range(len(genome.layers))]
     image = image_of(genome, side, shape)
@@ -358,9 +369,9 @@ def figure(genome: Genome, side: int = 640, shape: tuple[int, int] = SQUARE) -> 
     room = image.width + _GAP // 2
     large, font = ImageFont.load_default(TEXT + 5), ImageFont.load_default(TEXT)
     pen.text((_MARGIN, _MARGIN - 4), shortened(title, large, room), fill=INK, font=large)
-    tries = f"the {_ordinal(genome.attempt + 1)} draft, from the ground up:"
+    heading = "layers, from the bottom to the top"
     left = _MARGIN + image.width + _GAP
-    pen.text((left, _MARGIN), tries, fill=SOFT, font=font)
+    pen.text((left, _MARGIN), heading, fill=SOFT, font=font)
     canvas.paste(image, (_MARGIN, top))
     for panel in panels:
         canvas.paste(panel, (left, top))
@@ -369,18 +380,13 @@ def figure(genome: Genome, side: int = 640, shape: tuple[int, int] = SQUARE) -> 
 
 
 def image_of(genome: Genome, side: int, shape: tuple[int, int]) -> Image.Image:
-    """Return the image of a genome in the form of `shape`, its longer side of `side` pixels."""
+    """Render a genome with the aspect ratio of `shape` and a longer side of `side` pixels."""
     height, width = (max(MIN_SIDE, round(side * each / max(shape))) for each in shape)
     return Image.fromarray(render(genome, size=(height, width)))
 
 
-def _ordinal(number: int) -> str:
-    ending = {1: "st", 2: "nd", 3: "rd"}.get(number % 10, "th")
-    return f"{number}{'th' if 10 <= number % 100 <= 20 else ending}"
-
-
 def _panel(genome: Genome, number: int, shape: tuple[int, int]) -> Image.Image:
-    """Draw a layer: itself, its maps where it has any, its palette and its numbers."""
+    """Draw a layer with its maps, palette and parameters."""
     lines = described(genome.layers[number])
     drawn = layer_image(genome, number, shape)
     height = max(drawn.height, len(lines) * LINE)
@@ -396,11 +402,11 @@ def _panel(genome: Genome, number: int, shape: tuple[int, int]) -> Image.Image:
 
 
 def layer_image(genome: Genome, number: int, shape: tuple[int, int] = SQUARE) -> Image.Image:
-    """Draw a layer alone, beside it its maps where it has any, and below them its palette.
+    """Draw a layer alone, with its maps beside it and its palette below.
 
     Args:
-        genome: of the image.
-        number: of the layer, from 0.
+        genome: genome of the image.
+        number: index of the layer.
         shape: as for `figure`.
     """
     layer = genome.layers[number]
@@ -416,7 +422,7 @@ def layer_image(genome: Genome, number: int, shape: tuple[int, int] = SQUARE) ->
     else:
         box = (_SMALL + 12, 0, 2 * _SMALL + 11, _SMALL - 1)
         pen.rectangle(box, outline=FRAME)
-        note = "no maps: each point\nof the plane has an\norbit of its own"
+        note = "no maps: an escape-\ntime fractal iterates\na formula per point"
         pen.text((_SMALL + 30, 70), note, fill=SOFT, font=ImageFont.load_default(TEXT))
     return drawn
 
@@ -427,10 +433,10 @@ def _colours(layer: Layer) -> NDArray[np.uint8]:
 
 
 def _diagram(layer: ChaosLayer, colours: NDArray[np.uint8], shape: tuple[int, int]) -> Image.Image:
-    """Draw what each map makes of the window, twice as large and shrunk, for smooth lines."""
+    """Draw the window and its image under each map, at twice the size for smooth lines."""
     shapes = parallelograms(layer, shape)
     points = np.concatenate(shapes)
-    # A map may throw the window far away; what is that far is cut off.
+    # A map may move the window far away; what is too far is cut off.
     window = shapes[0]
     centre, reach = window.mean(axis=0), float(np.ptp(window, axis=0).max())
     spread = float(np.abs(points - centre).max())
@@ -438,8 +444,8 @@ def _diagram(layer: ChaosLayer, colours: NDArray[np.uint8], shape: tuple[int, in
     image = Image.new("RGB", (2 * _SMALL, 2 * _SMALL), PAPER)
     pen = ImageDraw.Draw(image, "RGBA")
     for number, each in enumerate(shapes):
-        # Row 0 of an image is at the top of the window. Pillow draws what lies
-        # beyond 2^31 on the other side.
+        # Row 0 of an image is at the top of the window. Pillow wraps coordinates
+        # beyond 2^31 around.
         places = np.clip((each - centre) * scale + _SMALL, -_FAR, _FAR)
         corners = [(float(x), float(y)) for x, y in places]
         if number == 0:
@@ -449,7 +455,7 @@ def _diagram(layer: ChaosLayer, colours: NDArray[np.uint8], shape: tuple[int, in
         dark = tuple(int(level * 0.6) for level in colour)
         pen.polygon(corners, fill=(*colour, 90))
         pen.polygon(corners, outline=dark, width=4)
-        # The corner that the window's first one goes to, so that turns and mirrors can be seen.
+        # A dot on the image of the first corner shows rotations and reflections.
         x, y = corners[0]
         pen.ellipse((x - 7, y - 7, x + 7, y + 7), fill=dark)
     small = image.resize((_SMALL, _SMALL), Image.Resampling.LANCZOS)
@@ -458,29 +464,33 @@ def _diagram(layer: ChaosLayer, colours: NDArray[np.uint8], shape: tuple[int, in
 
 
 def sections(genome: Genome, side: int, shape: tuple[int, int]) -> list[Section]:
-    """Return a genome as sections of a page: the whole image, then a section a layer.
+    """Return a genome as sections of a page: the whole image, then each layer.
 
     Args:
-        genome: of the image.
-        side: of the image, the longer one, pixels.
-        shape: height and width of the image in its set.
+        genome: genome of the image.
+        side: longer side of the image in pixels.
+        shape: height and width of the image in its dataset.
     """
     n = len(genome.layers)
     whole = PageImage(
         data=as_png(image_of(genome, side, shape)),
         description="The image",
-        caption=f"{n} layer{'' if n == 1 else 's'}, from the ground up below.",
+        caption="One layer, shown below."
+        if n == 1
+        else f"{n} layers, shown below from the bottom up.",
     )
     return [
-        Section(title="The image", parts=(whole, *ground_tables(genome))),
+        Section(title="The image", parts=(whole, *background_tables(genome))),
         *(
             Section(
                 title=f"Layer {number}: {described(layer)[0]}",
                 parts=(
                     PageImage(
                         data=as_png(layer_image(genome, number - 1, shape)),
-                        description=f"Layer {number} alone, its maps and its palette",
-                        caption="The layer alone, its maps, and below them its palette.",
+                        description=f"Layer {number} alone",
+                        caption="The layer alone, its maps, and below them its palette."
+                        if isinstance(layer.fractal, ChaosLayer)
+                        else "The layer alone, and below it its palette.",
                     ),
                     *layer_tables(layer),
                 ),

@@ -1,4 +1,4 @@
-"""run.json: how a run was made, without secrets."""
+"""run.json: settings, sessions and provenance of a run, without secrets."""
 
 import errno
 import json
@@ -13,9 +13,9 @@ import click
 import pytest
 import torch
 
+from pipelines import provenance
 from pipelines.cli import bench, demo, evaluate, gen, shard, show, train
-from pipelines.provenance import run_record
-from pipelines.provenance.run_record import (
+from pipelines.provenance import (
     WeightsFacts,
     command_line,
     git_state,
@@ -60,9 +60,7 @@ def stopping_at(step: int) -> Any:  # noqa: ANN401
 
 
 @pytest.mark.slow
-def test_a_training_tells_its_settings_its_data_and_each_of_its_sessions(
-    digits: Path, tmp_path: Path
-) -> None:
+def test_a_run_records_its_settings_data_and_sessions(digits: Path, tmp_path: Path) -> None:
     out = tmp_path / "run"
     seen = []
 
@@ -96,12 +94,12 @@ def test_a_training_tells_its_settings_its_data_and_each_of_its_sessions(
     }  # fmt: skip
     assert second["hardware"]["world_size"] == 1
     assert second["hardware"]["cores"] >= 1
-    # The machine's name is nobody's business.
+    # The name of the machine is not recorded.
     assert set(second["hardware"]) == {"cpu", "cores", "gpus", "system", "world_size"}
 
 
 @pytest.mark.slow
-def test_weights_and_mixing_set_of_a_training_are_told_with_their_hashes(
+def test_a_run_records_the_hashes_of_its_weights_and_mixing_set(
     digits: Path, tmp_path: Path
 ) -> None:
     first = run_training(training(digits, tmp_path / "a", augment="none", epochs=1), ALONE)
@@ -120,7 +118,9 @@ def test_weights_and_mixing_set_of_a_training_are_told_with_their_hashes(
 
 
 @pytest.mark.slow
-def test_a_resumed_training_tells_the_weights_it_began_with(digits: Path, tmp_path: Path) -> None:
+def test_a_resumed_run_keeps_the_record_of_its_initial_weights(
+    digits: Path, tmp_path: Path
+) -> None:
     first = run_training(training(digits, tmp_path / "a", augment="none", epochs=1), ALONE)
     weights = tmp_path / "weights.pt"
     weights.write_bytes(first.checkpoint.read_bytes())
@@ -129,7 +129,7 @@ def test_a_resumed_training_tells_the_weights_it_began_with(digits: Path, tmp_pa
     run_training(training(digits, out, weights=weights, **options), ALONE, stopping_at(2))
     expected = record_of(out)["settings"]["weights"]
     assert expected == {"location": str(weights), "sha256": file_sha256(weights)}
-    # Not read again, and no other file is taken for it.
+    # The file is not read again, and another --weights is ignored.
     weights.unlink()
     run_training(training(digits, out, resume=True, **options), ALONE)
     assert record_of(out)["settings"]["weights"] == expected
@@ -141,7 +141,7 @@ def test_a_resumed_training_tells_the_weights_it_began_with(digits: Path, tmp_pa
     assert record_of(out)["settings"]["weights"] == {"location": "unknown", "sha256": None}
 
 
-def test_weights_of_torchvision_are_told_by_their_name(digits: Path, tmp_path: Path) -> None:
+def test_weights_of_torchvision_are_recorded_by_name(digits: Path, tmp_path: Path) -> None:
     plain = training(digits, tmp_path, augment="none")
     for resumed in (False, True):
         found = _weights(plain, "IMAGENET1K_V2", resumed=resumed)
@@ -151,7 +151,7 @@ def test_weights_of_torchvision_are_told_by_their_name(digits: Path, tmp_path: P
 
 
 @pytest.mark.parametrize("number", [errno.EIO, errno.EACCES, errno.EMFILE])
-def test_a_record_that_cannot_be_read_now_is_kept(
+def test_a_record_that_cannot_be_read_is_kept(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: int
 ) -> None:
     (tmp_path / "run.json").write_text("whole")
@@ -159,14 +159,14 @@ def test_a_record_that_cannot_be_read_now_is_kept(
     def refused(path: Path, **_: object) -> bytes:
         raise OSError(number, os.strerror(number), str(path))
 
-    monkeypatch.setattr(run_record, "read_regular", refused)
+    monkeypatch.setattr(provenance, "read_regular", refused)
     with pytest.raises(OSError, match=os.strerror(number)):
-        run_record._earlier(tmp_path)
+        provenance._earlier(tmp_path)
     assert [each.name for each in tmp_path.iterdir()] == ["run.json"]
 
 
 @pytest.mark.parametrize("what", ["folder", "fifo", "damaged"])
-def test_what_is_no_record_is_renamed(tmp_path: Path, what: str) -> None:
+def test_a_damaged_record_is_renamed(tmp_path: Path, what: str) -> None:
     path = tmp_path / "run.json"
     if what == "folder":
         path.mkdir()
@@ -174,12 +174,12 @@ def test_what_is_no_record_is_renamed(tmp_path: Path, what: str) -> None:
         os.mkfifo(path)
     else:
         path.write_text("{")
-    assert run_record._earlier(tmp_path)[1] == []
+    assert provenance._earlier(tmp_path)[1] == []
     assert [each.name for each in tmp_path.iterdir()] == ["run.damaged.json"]
 
 
 @pytest.mark.slow
-def test_a_training_that_fails_tells_why_and_one_that_was_killed_is_lost(
+def test_a_failed_session_records_its_error_and_a_killed_one_is_lost(
     digits: Path, tmp_path: Path
 ) -> None:
     out = tmp_path / "run"
@@ -188,7 +188,7 @@ def test_a_training_that_fails_tells_why_and_one_that_was_killed_is_lost(
     found = record_of(out)
     assert found["status"] == found["sessions"][0]["status"] == "failed"
     assert "the loss of step" in found["sessions"][0]["error"]
-    # As SIGKILL leaves it.
+    # The record after SIGKILL.
     for part in (found, found["sessions"][0]):
         part["status"] = "running"
     (out / "run.json").write_text(json.dumps(found))
@@ -196,9 +196,7 @@ def test_a_training_that_fails_tells_why_and_one_that_was_killed_is_lost(
     assert [each["status"] for each in record_of(out)["sessions"]] == ["lost", "finished"]
 
 
-def test_a_training_that_is_refused_leaves_the_record_of_another(
-    digits: Path, tmp_path: Path
-) -> None:
+def test_a_rejected_command_does_not_change_the_record(digits: Path, tmp_path: Path) -> None:
     out = tmp_path / "run"
     run_training(training(digits, out, augment="none", epochs=1), ALONE)
     before = (out / "run.json").read_bytes()
@@ -209,7 +207,7 @@ def test_a_training_that_is_refused_leaves_the_record_of_another(
 
 
 @pytest.mark.parametrize("damage", [b"{", b"\xff", b'{"version": 1}', b"[" * 100_000, None])
-def test_a_resume_heals_what_was_lost_of_a_folder(
+def test_a_resume_restores_damaged_records_and_metrics(
     digits: Path, tmp_path: Path, damage: bytes | None
 ) -> None:
     out = tmp_path / "run"
@@ -255,7 +253,7 @@ SECRETS = [
 
 
 @pytest.mark.parametrize(("text", "expected"), SECRETS)
-def test_secrets_are_masked_and_the_rest_stays(text: str, expected: str) -> None:
+def test_secrets_are_masked_and_other_text_is_kept(text: str, expected: str) -> None:
     assert masked(text) == expected
     assert masked(expected) == expected
 
@@ -275,11 +273,11 @@ def test_secrets_are_masked_and_the_rest_stays(text: str, expected: str) -> None
         "f" * 64,
     ],
 )
-def test_what_is_no_secret_is_not_masked(text: str) -> None:
+def test_text_without_secrets_is_not_masked(text: str) -> None:
     assert masked(text) == text
 
 
-def test_a_secret_may_be_a_word_of_its_own() -> None:
+def test_the_word_after_a_secret_option_is_masked() -> None:
     words = ["digits", "--password", "hunter2", "--out", "a", "--api-key", "--json"]
     assert masked_arguments(words) == [*words[:2], "***", *words[3:]]
 
@@ -289,7 +287,7 @@ def commands_of(command: click.Command) -> list[click.Command]:
     return [command, *parts]
 
 
-def test_no_option_of_the_commands_is_taken_for_a_secret() -> None:
+def test_no_option_of_the_commands_is_masked() -> None:
     mains = (bench, demo, evaluate, gen, shard, show, train)
     options = {
         name
@@ -302,14 +300,16 @@ def test_no_option_of_the_commands_is_taken_for_a_secret() -> None:
     assert {name for name in options if _SECRET_OPTION.fullmatch(name)} == set()
 
 
-def test_a_command_line_is_that_of_a_shell_without_secrets(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_command_line_is_quoted_for_a_shell_and_has_no_secrets(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     words = ["/usr/bin/pixmix-train", "digits", "--data", "https://a:b@h/x", "--out", "a b\udce9"]
     monkeypatch.setattr(sys, "argv", words)
     monkeypatch.setattr(sys.modules["__main__"], "__spec__", None)
     assert command_line() == ("pixmix-train digits --data 'https://***@h/x' --out 'a b\\udce9'")
 
 
-def test_secrets_of_a_command_line_do_not_come_into_run_json(
+def test_run_json_has_no_secrets_of_the_command_line(
     digits: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     words = [
@@ -334,7 +334,7 @@ def git(folder: Path, *arguments: str) -> None:
     )  # fmt: skip
 
 
-def test_the_commit_is_that_of_the_folder_and_dirty_where_tracked_files_differ(
+def test_git_state_has_the_commit_and_whether_tracked_files_differ(
     tmp_path: Path,
 ) -> None:
     assert git_state(tmp_path) is None
@@ -356,7 +356,7 @@ def test_the_commit_is_that_of_the_folder_and_dirty_where_tracked_files_differ(
 
 @pytest.mark.parametrize("name", ["x", "a b.c", "a=b"])
 @pytest.mark.parametrize("kind", ["clean", "process"])
-def test_no_program_of_a_repository_is_started_to_look_at_it(
+def test_git_state_starts_no_program_of_the_repository(
     tmp_path: Path, name: str, kind: str
 ) -> None:
     folder = tmp_path / "repository"
@@ -378,7 +378,7 @@ def test_no_program_of_a_repository_is_started_to_look_at_it(
     git(folder, "config", f"filter.{name}.required", "true")
     git(folder, "config", "core.fsmonitor", str(program))
     (folder / ".git" / "info").mkdir(exist_ok=True)
-    # A name with a space cannot be named here; one that is not named must not be run either.
+    # A name with a space cannot be used here; an unused filter must not run either.
     (folder / ".gitattributes").write_text(f"* filter={name}\n")
     (folder / "a.py").write_text("2")
     os.utime(folder / "b.py", (1, 1))
@@ -389,7 +389,7 @@ def test_no_program_of_a_repository_is_started_to_look_at_it(
     assert state.dirty is (None if "=" in name else True)
 
 
-def test_no_program_of_a_submodule_is_started_to_look_at_a_repository(tmp_path: Path) -> None:
+def test_git_state_starts_no_program_of_a_submodule(tmp_path: Path) -> None:
     inner, outer = tmp_path / "inner", tmp_path / "outer"
     for folder in (inner, outer):
         folder.mkdir()
@@ -408,10 +408,10 @@ def test_no_program_of_a_submodule_is_started_to_look_at_a_repository(tmp_path: 
     assert state.dirty is False
 
 
-def test_without_git_or_with_one_that_hangs_nothing_is_told(
+def test_git_state_is_none_without_git_or_if_git_hangs(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(run_record, "_GIT_TIMEOUT_S", 0.2)
+    monkeypatch.setattr(provenance, "_GIT_TIMEOUT_S", 0.2)
     monkeypatch.setenv("PATH", str(tmp_path))
     assert git_state(tmp_path) is None
     hanging = tmp_path / "git"
