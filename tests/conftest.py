@@ -1,4 +1,4 @@
-"""What all tests share: how hypothesis draws, and a cache that is no user's."""
+"""Fixtures for all tests: profiles of hypothesis, and a cache apart from the user's."""
 
 import os
 import signal
