@@ -1,4 +1,4 @@
-"""What all tests share: how hypothesis draws, and a cache that is no user's."""
+"""Fixtures for all tests: profiles of hypothesis, and a cache apart from the user's."""
 
 import os
 import signal
@@ -84,3 +84,14 @@ def copy(shards: Path, tmp_path: Path) -> Path:
 def in_this_process(monkeypatch: pytest.MonkeyPatch) -> None:
     """Do the work of all processes in this one, which begins at once."""
     monkeypatch.setattr(processes, "run_chunks", run_here)
+
+
+@pytest.fixture(scope="module")
+def one_thread() -> Iterator[None]:
+    """Compute with one thread: with several, sums are rounded in another order."""
+    import torch
+
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)

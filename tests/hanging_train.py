@@ -1,7 +1,7 @@
-"""`pixmix-train` whose main thread hangs in a place, as in a read of a disk that does not answer.
+"""`pixmix-train` whose main thread blocks at some point, as in a read from an unresponsive disk.
 
-$HANG names the place: data, mixing, batch, validation, or none of them. $HANG_FILE is made when it
-hangs. Only the process of $HANG_RANK hangs, where it is set.
+$HANG names the point: data, mixing, batch or validation; empty for none. $HANG_FILE is created when
+the thread blocks. If $HANG_RANK is set, only the process of that rank blocks.
 """
 
 import os
@@ -19,11 +19,11 @@ from pipelines.loading.loader import EvalLoader, TrainLoader
 from pipelines.training import data
 
 BATCHES = 3
-"""That are given before it hangs."""
+"""Number of batches before the process blocks at "batch"."""
 
 
 def hang(*_: object, **__: object) -> Any:  # noqa: ANN401
-    """Let the main thread see no signal, for ever."""
+    """Block the main thread and its signals forever."""
     if os.environ.get("HANG_RANK") not in (None, os.environ.get("RANK")):
         return
     signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM, signal.SIGINT, signal.SIGUSR1})
@@ -33,7 +33,7 @@ def hang(*_: object, **__: object) -> Any:  # noqa: ANN401
 
 
 def hanging(iterate: Callable[[Any], Iterator[Any]], n: int) -> Callable[[Any], Iterator[Any]]:
-    """Return an `__iter__` that hangs after some batches."""
+    """Return an `__iter__` that blocks after n batches."""
 
     def batches(self: object) -> Iterator[Any]:
         for i, batch in enumerate(iterate(self)):
@@ -44,19 +44,19 @@ def hanging(iterate: Callable[[Any], Iterator[Any]], n: int) -> Callable[[Any], 
     return batches
 
 
-def wait_in(place: str) -> None:
-    """Have the place hang."""
-    if place == "data":
+def block_at(point: str) -> None:
+    """Make the process block at a point."""
+    if point == "data":
         data.open_training_data = hang  # type: ignore[assignment]
-    elif place == "mixing":
+    elif point == "mixing":
         batches.open_mixing_set = hang
-    elif place == "batch":
+    elif point == "batch":
         TrainLoader.__iter__ = hanging(TrainLoader.__iter__, BATCHES)  # type: ignore[method-assign]
-    elif place == "validation":
+    elif point == "validation":
         EvalLoader.__iter__ = hanging(EvalLoader.__iter__, 0)  # type: ignore[method-assign]
 
 
 if __name__ == "__main__":
     torch.set_num_threads(1)
-    wait_in(os.environ.get("HANG", ""))
+    block_at(os.environ.get("HANG", ""))
     main()

@@ -1,7 +1,7 @@
-"""`pixmix-train` that writes down which samples each of its steps takes.
+"""`pixmix-train` that records the samples of each step.
 
-$RECORD names a file that gets a line of JSON a step: step, rank, world size, process, indices.
-After each step it sleeps for $PAUSE seconds, so that a test can end it in the middle.
+Each step appends a line of JSON to the file $RECORD: step, rank, world size, process, indices.
+After each step the process sleeps for $PAUSE seconds, so that a test can stop it between steps.
 """
 
 import json
@@ -17,7 +17,7 @@ from pipelines.training.step import Trainer
 
 
 def record() -> None:
-    """Have each step write its line before it is taken."""
+    """Make each step write its line before it is taken."""
     take = Trainer.take_step
 
     def step(trainer: Trainer, images: Tensor, labels: Tensor) -> None:

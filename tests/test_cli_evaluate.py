@@ -178,7 +178,7 @@ def test_a_requested_suite_without_data_exits_with_1(digits: Path, tmp_path: Pat
     (found,) = document["networks"].values()
     assert found.keys() == {"clean"}
     last = result.stderr.splitlines()[-1]
-    assert last.startswith(f"Error: c could not be measured: {digits}/DIGITS-C is not there; make")
+    assert last.startswith(f"Error: c could not be measured: {digits}/DIGITS-C is not found; make")
     assert "; p could not be measured: " in last
     # Suites that were not requested may lack their data.
     assert run(*arguments, "--epsilon", "1").exit_code == 0
@@ -192,7 +192,7 @@ def test_nan_predictions_are_reported_in_one_line(digits: Path, tmp_path: Path) 
                  str(digits), "--suite", "clean,calibration")  # fmt: skip
     result = run(*arguments, "--json")
     assert result.exit_code == 1
-    assert "NaN" not in result.stdout.replace("are NaN or infinite", "").replace("for NaN in", "")
+    assert "NaN" not in result.stdout.replace("are NaN or infinite", "").replace("for NaN,", "")
     last = result.stderr.splitlines()[-1]
     assert last.startswith("Error: clean, calibration could not be measured: outputs of the netw")
     assert "NaN or infinite for 359 of 359 images" in last
@@ -216,8 +216,8 @@ PREPROCESSING = ("--mean", *map(str, CIFAR_MEAN), "--std", *map(str, CIFAR_STD))
         (
             (),
             ([0.5] * 3, [0.5] * 3, 32, None, ["mean", "std", "image_size", "resize"]),
-            "mean 0.5 0.5 0.5, std 0.5 0.5 0.5, images of 32x32, not resized; guessed "
-            "without --mean, --std, --image-size, --resize",
+            "mean 0.5 0.5 0.5, std 0.5 0.5 0.5, images of 32x32, not resized; defaults "
+            "used for --mean, --std, --image-size, --resize",
         ),
         (
             (*PREPROCESSING, "--image-size", "24", "--resize", "28"),
@@ -256,7 +256,7 @@ def test_preprocessing_options_are_used_and_printed(
     assert result.exit_code == 0, result.output
     (found,) = json.loads(result.stdout)["preprocessing"].values()
     assert tuple(found.values()) == expected
-    assert list(found) == ["mean", "std", "image_size", "resize", "guessed"]
+    assert list(found) == ["mean", "std", "image_size", "resize", "defaults"]
     (line,) = [each for each in result.stderr.splitlines() if each.startswith("bare.pt: ")]
     assert line.endswith(words)
     ((classifier, data),) = [(each.classifier, each.data) for each in used]
@@ -287,9 +287,12 @@ def test_preprocessing_metadata_of_a_checkpoint_cannot_be_overridden(
 def test_incomplete_preprocessing_metadata_are_rejected(digits: Path, tmp_path: Path) -> None:
     path = tmp_path / "view.pt"
     for metadata, message in (
-        ({}, "has the crop 'resized' and no image_size"),
-        ({"image_size": None}, "has the crop 'resized' and no image_size"),
-        ({"image_size": 24, "evaluation_resize": 20}, "evaluation_resize is 20 and image_size 24"),
+        ({}, "the metadata have crop 'resized' and no image_size"),
+        ({"image_size": None}, "the metadata have crop 'resized' and no image_size"),
+        (
+            {"image_size": 24, "evaluation_resize": 20},
+            "evaluation_resize is 20 and image_size is 24",
+        ),
         ({"image_size": 24}, None),
     ):
         network = {"model": "wrn_10_1", "classes": 10, "crop": "resized", **metadata}
@@ -477,8 +480,8 @@ def test_hidden_folders_are_counted_in_one_line(tmp_path: Path) -> None:
     ("write", "suites", "message"),
     [
         (lambda root: root.mkdir(), "clean", "has no test/manifest.json"),
-        (write_test, "c", "PETS-C is not there"),
-        (write_test, "c,p,c-bar", "PETS-P is not there"),
+        (write_test, "c", "PETS-C is not found"),
+        (write_test, "c,p,c-bar", "PETS-P is not found"),
         (lambda root: (root / "val").mkdir(parents=True), "clean", "has no test/manifest.json"),
         (lambda root: (root / "CIFAR-10-C").mkdir(parents=True), "c", "has no test/manifest.json"),
     ],

@@ -1,5 +1,7 @@
 """The table of datasets, and the code that looks up datasets by name."""
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 from click.testing import CliRunner
@@ -53,6 +55,22 @@ def test_the_digits_have_the_number_of_classes_in_the_table() -> None:
         assert arrays.images.shape == (n, 32, 32)
         assert set(arrays.labels.tolist()) == set(range(10))
         assert len(arrays.classes) == DATASETS["digits"].n_classes
+
+
+def test_a_missing_array_ends_with_a_one_line_error(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    np.savez(tmp_path / "a.npz", images=np.zeros((3, 4, 4), np.uint8))
+
+    def read(*_: object) -> Arrays:
+        with np.load(tmp_path / "a.npz") as file:
+            return Arrays(images=file["images"], labels=file["labels"], classes=("a",))
+
+    monkeypatch.setitem(READERS, "digits", read)
+    read_split.cache_clear()
+    with pytest.raises(PipelineError, match=r"has no array .*labels.* for the split train"):
+        read_split("digits", tmp_path / "a.npz", "train")
+    read_split.cache_clear()
 
 
 def test_a_label_that_is_not_a_class_is_rejected(monkeypatch: pytest.MonkeyPatch) -> None:

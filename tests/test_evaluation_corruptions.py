@@ -40,10 +40,10 @@ from tiny_evaluation import (
     PERTURBATIONS,
     N,
     evaluation,
-    huge,
-    of_c,
     predict_one_by_one,
+    results_on_c,
     write_corrupted,
+    write_huge_file,
 )
 
 
@@ -52,11 +52,12 @@ def test_corruption_errors_are_means_over_corruptions_and_severities(tmp_path: P
     found = evaluate(evaluation(tmp_path), ["c"]).values["c"]
     errors, rms = [], []
     for name, images in written.items():
-        answers = predict_one_by_one(images)
-        wrong = (answers.predicted != np.tile(LABELS, 5)).reshape(5, N).mean(1)
-        assert found["errors"][name] == pytest.approx(list(wrong))
-        errors.append(wrong.mean())
-        rms.append(calibration_error(answers.confidence, answers.predicted == np.tile(LABELS, 5)))
+        predictions = predict_one_by_one(images)
+        correct = predictions.predicted == np.tile(LABELS, 5)
+        by_severity = (~correct).reshape(5, N).mean(1)
+        assert found["errors"][name] == pytest.approx(list(by_severity))
+        errors.append(by_severity.mean())
+        rms.append(calibration_error(predictions.confidence, correct))
     assert found["mean_error"] == pytest.approx(np.mean(errors))
     assert found["mean_rms"] == pytest.approx(np.mean(rms), rel=1e-4)
     assert len({round(each, 6) for each in errors}) > 1
@@ -77,17 +78,17 @@ def test_flips_in_noise_are_from_the_first_frame(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("spoil", "message"),
+    ("damage", "message"),
     [
         (
             lambda f: np.save(f / "labels.npy", np.zeros(7, int)),
-            "as many labels for each of 5",
+            "same number of labels for each of 5",
         ),
         (lambda f: (f / "labels.npy").unlink(), "has no labels.npy"),
-        (lambda f: np.save(f / "fog.npy", np.zeros((60, 8, 8, 3))), "should hold uint8 images"),
+        (lambda f: np.save(f / "fog.npy", np.zeros((60, 8, 8, 3))), "expected uint8 images"),
         (
             lambda f: np.save(f / "fog.npy", np.zeros((60, 9, 9, 3), np.uint8)),
-            "should hold uint8 images of 8x8x3",
+            "expected uint8 images of 8x8x3",
         ),
         (lambda f: np.save(f / "fog.npy", np.zeros((3, 8, 8, 3), np.uint8)), "3 images for 60"),
         (lambda f: (f / "fog.npy").write_bytes(b"junk"), "download it again"),
@@ -99,20 +100,18 @@ def test_flips_in_noise_are_from_the_first_frame(tmp_path: Path) -> None:
         ),
     ],
 )
-def test_data_that_are_not_what_they_should_be_are_refused(
-    tmp_path: Path, spoil: Callable[[Path], None], message: str
+def test_damaged_data_are_reported(
+    tmp_path: Path, damage: Callable[[Path], None], message: str
 ) -> None:
     write_corrupted(tmp_path / "TINY-C", CORRUPTIONS)
-    spoil(tmp_path / "TINY-C")
+    damage(tmp_path / "TINY-C")
     found = evaluate(evaluation(tmp_path), ["c", "clean"])
     assert message in found.failed["c"]
     assert str(tmp_path) in found.failed["c"]
     assert set(found.values) == {"clean"}
 
 
-def test_damaged_data_end_all_of_several_processes(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_damaged_data_end_all_processes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     write_corrupted(tmp_path / "TINY-C", CORRUPTIONS)
     (tmp_path / "TINY-C" / "labels.npy").unlink()
     asked = evaluation(tmp_path)
@@ -122,19 +121,19 @@ def test_damaged_data_end_all_of_several_processes(
         evaluate(replace(asked, classifier=replace(asked.classifier, processes=two)), ["c"])
 
 
-def test_the_labels_of_a_set_count_in_its_own_names(tmp_path: Path) -> None:
+def test_labels_follow_the_class_names_of_the_dataset(tmp_path: Path) -> None:
     write_corrupted(tmp_path / "TINY-C", CORRUPTIONS)
-    names = [f"class {place}" for place in range(10)]
+    names = [f"class {index}" for index in range(10)]
     expected = evaluate(evaluation(tmp_path), ["c"]).values["c"]
     asked = evaluation(tmp_path)
     asked = replace(asked, data=replace(asked.data, classes=tuple(names)))
     assert evaluate(asked, ["c"]).values["c"] == expected
-    # The same images, counted backwards.
+    # The same images with the classes in reverse order.
     labels = np.load(tmp_path / "TINY-C" / "labels.npy")
     np.save(tmp_path / "TINY-C" / "labels.npy", 9 - labels)
     (tmp_path / "TINY-C" / "classes.txt").write_text("\n".join(names[::-1]) + "\n")
     assert evaluate(asked, ["c"]).values["c"] == expected
-    # Names that no label has do not count.
+    # Names without a label do not matter.
     others = ["another", *names[-2::-1]]
     (tmp_path / "TINY-C" / "classes.txt").write_text("\n".join(others))
     assert evaluate(asked, ["c"]).values["c"] == expected
@@ -144,7 +143,7 @@ def test_the_labels_of_a_set_count_in_its_own_names(tmp_path: Path) -> None:
     assert "has labels from" in evaluate(asked, ["c"]).failed["c"]
 
 
-def test_sequences_that_are_none_are_refused(tmp_path: Path) -> None:
+def test_damaged_sequences_are_rejected(tmp_path: Path) -> None:
     (tmp_path / "TINY-P").mkdir()
     for name in PERTURBATIONS:
         (tmp_path / "TINY-P" / f"{name}.npy").write_bytes(b"junk")
@@ -153,7 +152,7 @@ def test_sequences_that_are_none_are_refused(tmp_path: Path) -> None:
 
 def test_imagenet_c_is_scored_relative_to_alexnet(tmp_path: Path) -> None:
     errors = write_imagenet_c(tmp_path / "ImageNet-C", CORRUPTIONS)
-    # As the archives of the groups unpack.
+    # The published archives unpack to group folders.
     (tmp_path / "ImageNet-C" / "weather").mkdir()
     (tmp_path / "ImageNet-C" / "fog").rename(tmp_path / "ImageNet-C" / "weather" / "fog")
     found = evaluate(imagenet_evaluation(tmp_path), ["c"]).values["c"]
@@ -164,10 +163,10 @@ def test_imagenet_c_is_scored_relative_to_alexnet(tmp_path: Path) -> None:
     assert found["mce"] == pytest.approx(
         np.mean([means[name] / ALEXNET_ERRORS[name] for name in CORRUPTIONS])
     )
-    # All answers are about equally sure, so a severity's RMS is its error or so.
-    sure = evaluate(imagenet_evaluation(tmp_path, sharpness=500.0), ["c"]).values["c"]
+    # Every confidence is almost 1, so the RMS calibration error of a severity is near its error.
+    confident = evaluate(imagenet_evaluation(tmp_path, sharpness=500.0), ["c"]).values["c"]
     for name, expected in errors.items():
-        assert sure["rms"][name] == pytest.approx(np.mean(expected), abs=1e-3)
+        assert confident["rms"][name] == pytest.approx(np.mean(expected), abs=1e-3)
 
 
 def test_images_of_imagenet_c_are_not_resized(tmp_path: Path) -> None:
@@ -181,10 +180,10 @@ def test_images_of_imagenet_c_are_not_resized(tmp_path: Path) -> None:
     assert evaluate(imagenet_evaluation(tmp_path), ["c"]).values["c"]["mean_error"] == 0
 
 
-def test_what_is_missing_of_imagenet_c_is_named(tmp_path: Path) -> None:
+def test_errors_name_the_missing_parts_of_imagenet_c(tmp_path: Path) -> None:
     write_tree(tmp_path / "val", [7])
     found = evaluate(imagenet_evaluation(tmp_path), ["c", "c-bar", "p"])
-    assert "ImageNet-C is not there; get it from https://zenodo" in found.missing["c"]
+    assert "ImageNet-C is not found; download it from https://zenodo" in found.missing["c"]
     errors = write_imagenet_c(tmp_path / "imagenet-c-bar", IMAGENET_BAR[1:])
     found = evaluate(imagenet_evaluation(tmp_path), ["c-bar"])
     assert "has no blue_noise_sample (1 of 10 are missing)" in found.missing["c-bar"]
@@ -195,7 +194,7 @@ def test_what_is_missing_of_imagenet_c_is_named(tmp_path: Path) -> None:
     one.rename(one.with_name("other.png"))
     (one.parent / "more.png").write_bytes((one.parent / "other.png").read_bytes())
     failed = evaluate(imagenet_evaluation(tmp_path), ["c-bar"]).failed["c-bar"]
-    assert re.search(r"3 has 11 images and .*1 10", failed)
+    assert re.search(r"3 has 11 images and .*1 has 10", failed)
 
 
 def test_flips_in_videos_are_relative_to_alexnet(tmp_path: Path) -> None:
@@ -204,7 +203,7 @@ def test_flips_in_videos_are_relative_to_alexnet(tmp_path: Path) -> None:
         write_video(folder / name / WNIDS[3] / "a.mp4", [333, 777, 777, 777])
         write_video(folder / name / WNIDS[4] / "b.mp4", [333] * 3)
     found = evaluate(imagenet_evaluation(tmp_path), ["p"]).values["p"]
-    # Three of three in noise, of which every frame is compared with the first; else one.
+    # Three flips of three in noise, where every frame is compared with the first; otherwise one.
     expected = {name: (1 if "noise" in name else 1 / 3) / 2 for name in ALEXNET_FLIPS}
     assert found["flips"] == pytest.approx(expected)
     assert found["mfr"] == pytest.approx(
@@ -212,7 +211,7 @@ def test_flips_in_videos_are_relative_to_alexnet(tmp_path: Path) -> None:
     )
 
 
-def test_a_class_with_hidden_images_alone_is_refused_and_the_tree_named(tmp_path: Path) -> None:
+def test_a_class_with_only_hidden_images_is_rejected(tmp_path: Path) -> None:
     write_severities(tmp_path / "ImageNet-C", CORRUPTIONS, SEVERITIES)
     (only,) = (tmp_path / "ImageNet-C" / "snow" / "4" / WNIDS[102]).iterdir()
     only.rename(only.with_name("._0.png"))
@@ -220,16 +219,16 @@ def test_a_class_with_hidden_images_alone_is_refused_and_the_tree_named(tmp_path
     assert f"snow/4/{WNIDS[102]} holds no" in failed
 
 
-def test_an_image_that_is_none_is_named_with_its_tree(tmp_path: Path) -> None:
+def test_an_error_names_the_path_of_a_damaged_image(tmp_path: Path) -> None:
     write_severities(tmp_path / "ImageNet-C", CORRUPTIONS, SEVERITIES)
     (only,) = (tmp_path / "ImageNet-C" / "snow" / "4" / WNIDS[102]).iterdir()
     only.write_bytes(b"junk")
     failed = evaluate(imagenet_evaluation(tmp_path), ["c"]).failed["c"]
     assert str(only) in failed
-    assert failed.endswith("unpack the set again")
+    assert failed.endswith("unpack the dataset again")
 
 
-def test_severities_are_taken_in_the_order_of_their_numbers(tmp_path: Path) -> None:
+def test_severities_are_sorted_by_value(tmp_path: Path) -> None:
     names = ("0.80", "1.60", "2.40", "4.00", "10.40")
     write_severities(tmp_path / "ImageNet-C-Bar", IMAGENET_BAR, names)
     found = evaluate(imagenet_evaluation(tmp_path), ["c-bar"]).values["c-bar"]
@@ -240,7 +239,7 @@ def test_severities_are_taken_in_the_order_of_their_numbers(tmp_path: Path) -> N
 @pytest.mark.parametrize(
     "names", [("1", "2", "3", "4"), ("0", "1", "2", "3", "4", "5"), ("1", "1.0", "2", "3", "4")]
 )
-def test_severities_that_are_not_five_are_refused(tmp_path: Path, names: Sequence[str]) -> None:
+def test_other_than_five_severities_are_rejected(tmp_path: Path, names: Sequence[str]) -> None:
     write_severities(tmp_path / "ImageNet-C-Bar", IMAGENET_BAR, names)
     failed = evaluate(imagenet_evaluation(tmp_path), ["c-bar"]).failed["c-bar"]
     assert f"has {len(names)} folders named by a severity" in failed
@@ -258,24 +257,22 @@ def test_severities_that_are_not_five_are_refused(tmp_path: Path, names: Sequenc
         (None, False),
     ],
 )
-def test_operations_of_the_training_that_overlap_c_are_known(
-    recipe: object, overlaps: bool
-) -> None:
+def test_overlapping_operations_follow_from_the_recipe(recipe: object, overlaps: bool) -> None:
     assert overlapping_operations({"recipe": recipe}) == (
         OVERLAPPING_OPERATIONS if overlaps else ()
     )
 
 
-def test_figures_on_c_say_that_the_training_overlaps_it(tmp_path: Path) -> None:
+def test_tables_report_that_the_training_overlaps_c(tmp_path: Path) -> None:
     write_corrupted(tmp_path / "TINY-C", CORRUPTIONS)
     found = evaluate(evaluation(tmp_path, overlap=OVERLAPPING_OPERATIONS), ["c", "clean"]).values
     assert found["c"]["overlap"] == list(OVERLAPPING_OPERATIONS)
-    shown = table({"a.pt": found, "b.pt": of_c(0.5)}, {})
+    shown = table({"a.pt": found, "b.pt": results_on_c(0.5)}, {})
     (line,) = [line for line in shown.splitlines() if "overlap the corruptions" in line]
     assert line.startswith("a.pt was trained with")
 
 
-def test_the_order_of_an_arrays_memory_does_not_show(tmp_path: Path) -> None:
+def test_the_memory_order_of_arrays_does_not_matter(tmp_path: Path) -> None:
     written = write_corrupted(tmp_path / "TINY-C", CORRUPTIONS)
     (tmp_path / "TINY-P").mkdir()
     frames = np.random.default_rng(0).integers(0, 256, (3, 4, 8, 8, 3), np.uint8)
@@ -290,7 +287,7 @@ def test_the_order_of_an_arrays_memory_does_not_show(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("label", [-1, 3, 999])
-def test_labels_outside_the_outputs_are_refused(tmp_path: Path, label: int) -> None:
+def test_labels_beyond_the_outputs_are_rejected(tmp_path: Path, label: int) -> None:
     write_corrupted(tmp_path / "TINY-C", CORRUPTIONS)
     labels = np.tile(LABELS, 5)
     labels[7] = label
@@ -302,10 +299,10 @@ def test_labels_outside_the_outputs_are_refused(tmp_path: Path, label: int) -> N
     assert "within 0 to 2" in failed
 
 
-def test_cifars_labels_of_c_count_as_the_test_sets_do(tmp_path: Path) -> None:
+def test_labels_of_cifar_c_are_in_the_official_order(tmp_path: Path) -> None:
     write_corrupted(tmp_path / "TINY-C", CORRUPTIONS)
     expected = evaluate(evaluation(tmp_path), ["c"]).values["c"]
-    order = np.array([2, 0, 1])  # The output for each of the set's labels.
+    order = np.array([2, 0, 1])  # The output for each official label.
     np.save(tmp_path / "TINY-C" / "labels.npy", np.argsort(order)[np.tile(LABELS, 5)])
     asked = evaluation(tmp_path)
     asked = replace(asked, data=replace(asked.data, outputs=3, official=order))
@@ -318,11 +315,11 @@ def test_cifars_labels_of_c_count_as_the_test_sets_do(tmp_path: Path) -> None:
         lambda path: path.write_bytes(b"\xff\xfe\x00"),
         lambda path: path.write_bytes("caf\u00e9\n".encode("latin1")),
         os.mkfifo,
-        huge,
+        write_huge_file,
         lambda path: path.mkdir(),
     ],
 )
-def test_class_names_are_text_in_utf_8(tmp_path: Path, write: Callable[[Path], object]) -> None:
+def test_class_names_must_be_utf_8(tmp_path: Path, write: Callable[[Path], object]) -> None:
     write_corrupted(tmp_path / "TINY-C", CORRUPTIONS)
     path = tmp_path / "TINY-C" / "classes.txt"
     write(path)
@@ -332,7 +329,7 @@ def test_class_names_are_text_in_utf_8(tmp_path: Path, write: Callable[[Path], o
 
 
 @pytest.mark.parametrize("shape", [(0, 4, 8, 8, 3), (3, 1, 8, 8, 3), (3, 0, 8, 8, 3)])
-def test_sequences_of_less_than_two_frames_are_refused(
+def test_sequences_of_less_than_two_frames_are_rejected(
     tmp_path: Path, shape: tuple[int, ...]
 ) -> None:
     (tmp_path / "TINY-P").mkdir()

@@ -21,7 +21,7 @@ from pipelines.system.processes import run_chunks
 from pipelines.system.progress import no_progress
 
 
-def test_the_test_set_is_found_where_a_training_left_it(digits: Path, tmp_path: Path) -> None:
+def test_the_test_set_of_a_training_run_is_found(digits: Path, tmp_path: Path) -> None:
     found = open_evaluation_data(digits, {"classes": 10})
     assert (found.name, found.side, found.transform) == ("DIGITS", 32, None)
     assert found.classes == tuple("0123456789")
@@ -30,7 +30,7 @@ def test_the_test_set_is_found_where_a_training_left_it(digits: Path, tmp_path: 
     assert open_evaluation_data(tmp_path, {}).name == "DIGITS"
 
 
-def test_folders_of_classes_get_the_outputs_of_their_wordnet_ids(tmp_path: Path) -> None:
+def test_class_folders_get_the_outputs_of_their_wordnet_ids(tmp_path: Path) -> None:
     write_tree(tmp_path / "val", [7, 402, 999], n=2)
     data = open_evaluation_data(tmp_path, METADATA)
     assert data.name == "ImageNet"
@@ -42,7 +42,7 @@ def test_folders_of_classes_get_the_outputs_of_their_wordnet_ids(tmp_path: Path)
     }
 
 
-def test_shards_of_some_classes_get_the_outputs_of_these(tmp_path: Path) -> None:
+def test_shards_of_some_classes_get_the_outputs_of_those_classes(tmp_path: Path) -> None:
     write_tree(tmp_path / "images", [7, 402, 999])
     make_shards(
         ShardRequest(
@@ -59,7 +59,7 @@ def test_shards_of_some_classes_get_the_outputs_of_these(tmp_path: Path) -> None
     )
 
 
-def test_a_networks_own_classes_come_before_the_order_of_names(tmp_path: Path) -> None:
+def test_class_names_of_the_network_precede_alphabetical_order(tmp_path: Path) -> None:
     for name in ("cat", "dog"):
         write_image(tmp_path / "test" / name / "0.png", (1, 2, 3))
     said = {**METADATA, "classes": 2, "class_names": ["dog", "cat"]}
@@ -71,14 +71,16 @@ def test_a_networks_own_classes_come_before_the_order_of_names(tmp_path: Path) -
     np.testing.assert_array_equal(data.require_test().labels, [0, 1])
     assert data.classes == ("cat", "dog")
     assert data.name == tmp_path.name.upper()
-    with pytest.raises(PipelineError, match="has a class 'cat', which is not one of the network's 2"):
+    with pytest.raises(
+        PipelineError, match="has a class 'cat', which is not one of the network's 2"
+    ):
         open_evaluation_data(tmp_path, {**said, "class_names": ["dog", "horse"]})
-    with pytest.raises(PipelineError, match="has 2 classes and the network 1 outputs"):
+    with pytest.raises(PipelineError, match="has 2 classes and the network has 1 outputs"):
         open_evaluation_data(tmp_path, {**said, "classes": 1})
 
 
-def test_networks_of_torchvisions_names_have_images_as_its_weights_want(tmp_path: Path) -> None:
-    for name, view, mean in (
+def test_torchvision_models_get_the_preprocessing_of_their_weights(tmp_path: Path) -> None:
+    for name, transform, mean in (
         ("resnet50", ResizeCrop(224, 256), 0.485),
         ("inception_v3", ResizeCrop(299, 342), 0.485),
         ("efficientnet_v2_l", ResizeCrop(480, 480), 0.5),
@@ -86,16 +88,16 @@ def test_networks_of_torchvisions_names_have_images_as_its_weights_want(tmp_path
     ):
         said = {"classes": 1000, "model": name}
         found = open_evaluation_data(tmp_path, said)
-        assert (found.transform, found.side) == (view, view.side), name
+        assert (found.transform, found.side) == (transform, transform.side), name
         assert normalization(said, found)[0][0] == mean, name
-        # What is said of it comes first.
+        # Metadata precede the defaults.
         assert open_evaluation_data(tmp_path, {**METADATA, "model": name}).transform == ResizeCrop(
             SIDE, 10
         )
         assert normalization({**said, "mean": [0.1, 0.2, 0.3]}, found)[0] == (0.1, 0.2, 0.3)
 
 
-def test_hidden_folders_beside_the_classes_of_the_test_set_are_none(tmp_path: Path) -> None:
+def test_hidden_folders_are_not_classes(tmp_path: Path) -> None:
     for name in ("a", "b", ".ipynb_checkpoints", "__MACOSX"):
         write_image(tmp_path / "val" / name / "a.png", (1, 2, 3))
     data = open_evaluation_data(tmp_path, {"classes": 2})
@@ -118,7 +120,7 @@ def write_folders(folder: Path, names: Sequence[str]) -> None:
         ("pets", ["cat", "dog"], "pets"),
     ],
 )
-def test_class_folders_that_are_named_themselves_are_taken(
+def test_data_may_be_the_class_folders_themselves(
     tmp_path: Path, named: str, names: Sequence[str], root: str
 ) -> None:
     write_folders(tmp_path / named, names)
@@ -130,27 +132,25 @@ def test_class_folders_that_are_named_themselves_are_taken(
     assert len([line for line in data.notices.lines if "taken for the test set" in line]) == 1
 
 
-def test_folders_of_other_sets_are_no_class_folders(tmp_path: Path) -> None:
+def test_folders_of_other_datasets_are_not_class_folders(tmp_path: Path) -> None:
     for name in ("outliers", "imagenet-r", "CIFAR-10-C"):
         (tmp_path / name).mkdir()
     assert not locate_test_set(tmp_path, Notices()).found
 
 
 @pytest.mark.parametrize("place", ["val", "test", "."])
-def test_images_without_class_folders_are_refused_with_the_folder(
-    tmp_path: Path, place: str
-) -> None:
+def test_images_without_class_folders_are_rejected(tmp_path: Path, place: str) -> None:
     (tmp_path / place).mkdir(exist_ok=True)
     Image.new("RGB", (8, 8)).save(tmp_path / place / "a.png")
-    with pytest.raises(PipelineError, match="holds images and no class folders"):
+    with pytest.raises(PipelineError, match="holds images but no class folders"):
         missing_inputs(tmp_path, None)
     assert (
-        "holds images and no class folders"
+        "holds images but no class folders"
         in open_evaluation_data(tmp_path, {"classes": 1000}).missing
     )
 
 
-def test_names_that_are_not_as_many_as_outputs_are_refused(tmp_path: Path) -> None:
+def test_class_names_must_match_the_number_of_outputs(tmp_path: Path) -> None:
     write_folders(tmp_path / "val", ["a", "b"])
-    with pytest.raises(PipelineError, match="names 1 classes and its network has 2 outputs"):
+    with pytest.raises(PipelineError, match="name 1 classes and the network has 2 outputs"):
         open_evaluation_data(tmp_path, {"classes": 2, "class_names": ["a"]})

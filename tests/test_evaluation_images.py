@@ -1,4 +1,4 @@
-"""Images, arrays, videos and text of evaluation, none of which is trusted."""
+"""Images, arrays, videos and text files that evaluation reads, also damaged or malicious ones."""
 
 import os
 from collections.abc import Callable
@@ -23,21 +23,21 @@ from pipelines.evaluation.images import (
 )
 from pipelines.evaluation.ood import open_ood
 from pipelines.system.untrusted import open_array
-from tiny_evaluation import huge
+from tiny_evaluation import write_huge_file
 
 
 @pytest.mark.parametrize(("height", "width"), [(40, 30), (31, 77), (20, 20)])
-def test_a_view_is_torchvisions_resize_and_centre(tmp_path: Path, height: int, width: int) -> None:
+def test_resize_crop_equals_torchvision(tmp_path: Path, height: int, width: int) -> None:
     noise = np.random.default_rng(0).integers(0, 256, (height, width, 3), np.uint8)
     Image.fromarray(noise).save(tmp_path / "0.png")
     (found,) = folder_images(tmp_path, ResizeCrop(16, 18)).read(range(1))
     expected = v2.Compose([v2.Resize(18), v2.CenterCrop(16)])(Image.fromarray(noise))
     np.testing.assert_array_equal(found, np.asarray(expected))
-    (whole,) = folder_images(tmp_path, ResizeCrop(16, 18).cropping_only()).read(range(1))
-    np.testing.assert_array_equal(whole, np.asarray(v2.CenterCrop(16)(Image.fromarray(noise))))
+    (cropped,) = folder_images(tmp_path, ResizeCrop(16, 18).cropping_only()).read(range(1))
+    np.testing.assert_array_equal(cropped, np.asarray(v2.CenterCrop(16)(Image.fromarray(noise))))
 
 
-def test_images_that_cannot_be_evaluated_are_named(tmp_path: Path) -> None:
+def test_an_error_names_an_image_that_cannot_be_evaluated(tmp_path: Path) -> None:
     write_image(tmp_path / "small.png", (1, 2, 3), (5, 9))
     with pytest.raises(PipelineError, match=r"small\.png cannot be evaluated: 5x9 pixels"):
         folder_images(tmp_path, ResizeCrop(8, None)).read(range(1))
@@ -46,14 +46,14 @@ def test_images_that_cannot_be_evaluated_are_named(tmp_path: Path) -> None:
         folder_images(tmp_path, ResizeCrop(8, 8)).read(range(1))
 
 
-def test_chosen_images_are_the_chosen_ones() -> None:
+def test_a_subset_reads_the_images_at_its_indices() -> None:
     array = np.arange(10 * 12).reshape(10, 2, 2, 3).astype(np.uint8)
-    chosen = Subset(ArrayImages(array), np.array([7, 2, 9]))
-    assert len(chosen) == 3
-    np.testing.assert_array_equal(chosen.read(range(1, 3)), array[[2, 9]])
+    subset = Subset(ArrayImages(array), np.array([7, 2, 9]))
+    assert len(subset) == 3
+    np.testing.assert_array_equal(subset.read(range(1, 3)), array[[2, 9]])
 
 
-def test_frames_of_a_video_are_those_that_were_written(tmp_path: Path) -> None:
+def test_frames_of_a_video_are_read_in_order(tmp_path: Path) -> None:
     write_video(tmp_path / "a.mp4", [555, 555, 444])
     frames = read_frames(tmp_path / "a.mp4", ResizeCrop(24, None))
     assert frames.shape == (3, 24, 24, 3)
@@ -61,16 +61,16 @@ def test_frames_of_a_video_are_those_that_were_written(tmp_path: Path) -> None:
         np.testing.assert_allclose(frame.mean((0, 1)), CODES[output], atol=6)
 
 
-def test_what_is_no_video_is_refused(tmp_path: Path) -> None:
+def test_a_file_that_is_not_a_video_is_rejected(tmp_path: Path) -> None:
     pytest.importorskip("av")
     (tmp_path / "a.mp4").write_bytes(b"junk" * 100)
-    with pytest.raises(PipelineError, match=r"a\.mp4 is no whole video"):
+    with pytest.raises(PipelineError, match=r"a\.mp4 is not a complete video"):
         read_frames(tmp_path / "a.mp4", ResizeCrop(8, None))
     write_video(tmp_path / "a.mp4", [5])
     with pytest.raises(PipelineError, match="has 1 frame"):
         read_frames(tmp_path / "a.mp4", ResizeCrop(8, None))
     write_video(tmp_path / "a.mp4", [5, 5])
-    with pytest.raises(PipelineError, match=r"is no whole video .32x32 pixels, of which the mid"):
+    with pytest.raises(PipelineError, match=r"is not a complete video .32x32 pixels, smaller"):
         read_frames(tmp_path / "a.mp4", ResizeCrop(224, None))
     (tmp_path / "nothing").mkdir()
     with pytest.raises(PipelineError, match=r"holds no \.mp4"):
@@ -78,7 +78,7 @@ def test_what_is_no_video_is_refused(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("kind", ["pipe", "huge"])
-def test_videos_and_svhn_are_read_from_regular_files_alone(tmp_path: Path, kind: str) -> None:
+def test_videos_and_svhn_must_be_regular_files(tmp_path: Path, kind: str) -> None:
     pytest.importorskip("av")
     from pipelines.evaluation.images import read_frames
 
@@ -118,7 +118,7 @@ def npz(path: Path) -> None:
         os.mkfifo,
         lambda path: path.symlink_to("/dev/zero"),
         lambda path: path.mkdir(),
-        huge,
+        write_huge_file,
         npz,
         lambda path: path.write_bytes(b""),
         lambda path: path.write_bytes(b"PK\x03\x04" + bytes(100)),
@@ -138,15 +138,15 @@ def npz(path: Path) -> None:
         with_header(described("(4,)", "'zzz'"), bytes(600)),
     ],
 )
-def test_what_is_no_array_is_refused_in_one_line_that_names_it(
+def test_a_file_that_is_not_an_array_is_rejected_in_one_line(
     tmp_path: Path, write: Callable[[Path], object]
 ) -> None:
     path = tmp_path / "fog.npy"
     write(path)
-    with pytest.raises(PipelineError) as refused:
+    with pytest.raises(PipelineError) as caught:
         open_array(path, "")
-    assert str(path) in str(refused.value)
-    assert "\n" not in str(refused.value)
+    assert str(path) in str(caught.value)
+    assert "\n" not in str(caught.value)
 
 
 @pytest.mark.parametrize(
@@ -158,7 +158,7 @@ def test_what_is_no_array_is_refused_in_one_line_that_names_it(
         np.array(7, ">i8"),
     ],
 )
-def test_an_array_is_what_was_saved(tmp_path: Path, array: np.ndarray) -> None:
+def test_an_array_is_read_as_saved(tmp_path: Path, array: np.ndarray) -> None:
     np.save(tmp_path / "a.npy", array)
     found = open_array(tmp_path / "a.npy", "")
     assert found.dtype == array.dtype
@@ -178,13 +178,13 @@ def test_an_array_is_what_was_saved(tmp_path: Path, array: np.ndarray) -> None:
         np.zeros(60, [("a", "i4")]),
     ],
 )
-def test_labels_are_whole_numbers(tmp_path: Path, labels: np.ndarray) -> None:
+def test_labels_must_be_integers(tmp_path: Path, labels: np.ndarray) -> None:
     np.save(tmp_path / "labels.npy", labels)
     with pytest.raises(PipelineError, match=r"labels\.npy"):
         read_labels(tmp_path / "labels.npy")
 
 
-def test_class_names_are_read_as_utf_8_whatever_the_locale(
+def test_class_names_are_read_as_utf_8_in_any_locale(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("locale.getencoding", lambda: "latin1", raising=False)

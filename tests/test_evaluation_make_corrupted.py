@@ -1,4 +1,4 @@
-"""C sets of make-c: the same bytes of the same seed, resumed and healed."""
+"""Datasets of pixmix-eval make-c: reproducible bytes, resume and repair."""
 
 import hashlib
 import os
@@ -16,7 +16,7 @@ from pipelines.evaluation.suites import evaluate
 from tiny_evaluation import data_of, evaluation, images_of, write_corrupted, write_made
 
 
-def test_a_corrupted_set_is_made_continued_and_the_same_again(tmp_path: Path) -> None:
+def test_make_c_is_reproducible_and_resumes(tmp_path: Path) -> None:
     pytest.importorskip("imagecorruptions")
     images, labels = images_of(3, 32)
     test = data_of(tmp_path, images, labels)
@@ -34,13 +34,13 @@ def test_a_corrupted_set_is_made_continued_and_the_same_again(tmp_path: Path) ->
     (folder / "fog.npy").unlink()
     make_corrupted(test, tmp_path, names=names)
     np.testing.assert_array_equal(np.load(folder / "fog.npy"), made["fog"])
-    # An image does not depend on how many others there are.
+    # The corruption of an image does not depend on the number of images.
     alone = make_corrupted(test, tmp_path / "few", n=2, names=names[:1])
     few = np.load(alone / "gaussian_noise.npy").reshape(5, 2, 32, 32, 3)
     np.testing.assert_array_equal(few, noise[:, :2])
     for change, message in (
-        ({"n": 2}, "was made with n 3, and this is 2"),
-        ({"seed": 1}, "was made with seed 0, and this is 1"),
+        ({"n": 2}, "was made with n 3, this command has 2"),
+        ({"seed": 1}, "was made with seed 0, this command has 1"),
     ):
         with pytest.raises(PipelineError, match=message):
             make_corrupted(test, tmp_path, names=names, **change)
@@ -52,7 +52,7 @@ def test_a_corrupted_set_is_made_continued_and_the_same_again(tmp_path: Path) ->
     np.testing.assert_array_equal(np.load(folder / "fog.npy"), made["fog"])
 
 
-def test_a_set_of_others_is_not_written_into(tmp_path: Path) -> None:
+def test_make_c_does_not_write_into_another_dataset(tmp_path: Path) -> None:
     pytest.importorskip("imagecorruptions")
     write_corrupted(tmp_path / "TINY-C-made", CORRUPTIONS)
     before = sorted((tmp_path / "TINY-C-made").glob("*"))
@@ -61,7 +61,7 @@ def test_a_set_of_others_is_not_written_into(tmp_path: Path) -> None:
     assert sorted((tmp_path / "TINY-C-made").glob("[!.]*")) == before
 
 
-def test_a_made_set_says_the_names_of_its_classes(tmp_path: Path) -> None:
+def test_make_c_writes_class_names(tmp_path: Path) -> None:
     pytest.importorskip("imagecorruptions")
     images, labels = images_of(3, 32)
     test = replace(data_of(tmp_path, images, labels), classes=("a", "b"))
@@ -78,7 +78,7 @@ def hashes(folder: Path) -> dict[str, str]:
 
 
 @pytest.mark.slow
-def test_the_same_seed_makes_the_same_bytes_in_any_order(tmp_path: Path) -> None:
+def test_make_c_writes_the_same_bytes_in_any_order(tmp_path: Path) -> None:
     pytest.importorskip("imagecorruptions")
     data = data_of(tmp_path, *images_of(2, 32))
     first = hashes(make_corrupted(data, tmp_path / "a"))
@@ -94,7 +94,7 @@ def test_the_same_seed_makes_the_same_bytes_in_any_order(tmp_path: Path) -> None
     assert seeded["pixelate.npy"] == first["pixelate.npy"]
 
 
-def test_what_a_killed_run_left_is_removed_and_the_set_completed(tmp_path: Path) -> None:
+def test_partial_files_of_a_killed_run_are_removed(tmp_path: Path) -> None:
     pytest.importorskip("imagecorruptions")
     data = data_of(tmp_path, *images_of(2, 32))
     names = ("glass_blur", "impulse_noise")
@@ -107,7 +107,7 @@ def test_what_a_killed_run_left_is_removed_and_the_set_completed(tmp_path: Path)
     assert not list(folder.glob(".*.partial"))
 
 
-def test_another_image_in_the_middle_is_another_set(tmp_path: Path) -> None:
+def test_one_changed_image_is_another_dataset(tmp_path: Path) -> None:
     pytest.importorskip("imagecorruptions")
     images, labels = images_of(3, 32)
     make_corrupted(data_of(tmp_path, images, labels), tmp_path, names=("contrast",))
@@ -120,21 +120,21 @@ def test_another_image_in_the_middle_is_another_set(tmp_path: Path) -> None:
         make_corrupted(renamed, tmp_path, names=("contrast",))
 
 
-def test_images_that_are_too_small_to_corrupt_are_refused(tmp_path: Path) -> None:
+def test_images_too_small_to_corrupt_are_rejected(tmp_path: Path) -> None:
     pytest.importorskip("imagecorruptions")
     with pytest.raises(PipelineError, match="8x8 pixels, and the corruptions need at least 32x32"):
         make_corrupted(data_of(tmp_path), tmp_path)
     assert not list(tmp_path.iterdir())
 
 
-def test_a_class_name_of_two_lines_is_refused(tmp_path: Path) -> None:
+def test_a_class_name_of_two_lines_is_rejected(tmp_path: Path) -> None:
     pytest.importorskip("imagecorruptions")
     data = replace(data_of(tmp_path, *images_of(3, 32)), classes=("a\nb",))
     with pytest.raises(PipelineError, match="is not one line of text"):
         make_corrupted(data, tmp_path)
 
 
-def test_a_made_set_is_evaluated_as_it_was_made(tmp_path: Path) -> None:
+def test_results_on_a_dataset_of_make_c_include_its_settings(tmp_path: Path) -> None:
     pytest.importorskip("imagecorruptions")
     data = data_of(tmp_path, *images_of(3, 32))
     folder = make_corrupted(data, tmp_path, names=("contrast",))
@@ -146,7 +146,7 @@ def test_a_made_set_is_evaluated_as_it_was_made(tmp_path: Path) -> None:
     }  # fmt: skip
 
 
-def test_a_made_set_of_another_size_is_to_be_made_for_the_network(tmp_path: Path) -> None:
+def test_a_dataset_of_make_c_of_another_size_has_a_remedy(tmp_path: Path) -> None:
     write_made(tmp_path / "TINY-C-made")
     larger = data_of(tmp_path, *images_of(3, 32))
     failed = evaluate(evaluation(tmp_path, data=larger), ["c"]).failed["c"]
@@ -157,7 +157,7 @@ def test_a_made_set_of_another_size_is_to_be_made_for_the_network(tmp_path: Path
 
 @pytest.mark.parametrize("name", ["labels.npy", "classes.txt", "contrast.npy"])
 @pytest.mark.parametrize("damage", ["gone", "junk", "pipe"])
-def test_the_command_that_an_error_names_heals_a_made_set(
+def test_the_remedy_of_an_error_repairs_a_dataset_of_make_c(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, damage: str
 ) -> None:
     pytest.importorskip("imagecorruptions")

@@ -33,93 +33,97 @@ from pipelines.evaluation.suites import SUITES
 SCORES = st.lists(st.integers(-4, 4).map(float), min_size=1, max_size=30)
 
 
-def labelled(inside: list[float], outside: list[float]) -> tuple[list[int], list[float]]:
-    return [0] * len(inside) + [1] * len(outside), inside + outside
+def labelled(id_scores: list[float], ood_scores: list[float]) -> tuple[list[int], list[float]]:
+    return [0] * len(id_scores) + [1] * len(ood_scores), id_scores + ood_scores
 
 
-@given(inside=SCORES, outside=SCORES)
-def test_auroc_is_that_of_scikit_learn(inside: list[float], outside: list[float]) -> None:
-    found = auroc(np.array(inside), np.array(outside))
-    assert found == pytest.approx(roc_auc_score(*labelled(inside, outside)), abs=1e-12)
+@given(id_scores=SCORES, ood_scores=SCORES)
+def test_auroc_equals_scikit_learn(id_scores: list[float], ood_scores: list[float]) -> None:
+    found = auroc(np.array(id_scores), np.array(ood_scores))
+    assert found == pytest.approx(roc_auc_score(*labelled(id_scores, ood_scores)), abs=1e-12)
 
 
-@given(inside=SCORES, outside=SCORES)
-def test_auroc_is_how_often_an_ood_one_scores_higher(
-    inside: list[float], outside: list[float]
+@given(id_scores=SCORES, ood_scores=SCORES)
+def test_auroc_is_how_often_an_ood_sample_scores_higher(
+    id_scores: list[float], ood_scores: list[float]
 ) -> None:
-    wins = [(o > u) + (o == u) / 2 for o in outside for u in inside]
-    assert auroc(np.array(inside), np.array(outside)) == pytest.approx(np.mean(wins), abs=1e-12)
-
-
-@given(inside=SCORES, outside=SCORES)
-def test_aupr_is_the_average_precision_of_scikit_learn(
-    inside: list[float], outside: list[float]
-) -> None:
-    found = aupr(np.array(inside), np.array(outside))
-    assert found == pytest.approx(average_precision_score(*labelled(inside, outside)), abs=1e-12)
-
-
-@given(inside=SCORES, outside=SCORES, recall=st.floats(0.01, 1))
-def test_false_positives_are_those_of_the_first_threshold_with_enough_recall(
-    inside: list[float], outside: list[float], recall: float
-) -> None:
-    false, true, _ = roc_curve(*labelled(inside, outside), drop_intermediate=False)
-    # Not where rounding decides.
-    assume(all(abs(each - recall) > 1e-9 for each in true))
-    expected = false[np.argmax(true >= recall)]
-    found = fpr_at_tpr(np.array(inside), np.array(outside), recall)
-    assert found == pytest.approx(expected, abs=1e-12)
-
-
-@given(inside=SCORES, outside=SCORES, recall=st.floats(0.01, 1))
-def test_false_positives_with_ties_are_those_of_a_slow_twin(
-    inside: list[float], outside: list[float], recall: float
-) -> None:
-    for score in sorted({*inside, *outside}, reverse=True):
-        found = sum(each >= score for each in outside)
-        if found >= recall * len(outside):
-            expected = sum(each >= score for each in inside) / len(inside)
-            break
-    assert fpr_at_tpr(np.array(inside), np.array(outside), recall) == pytest.approx(expected)
-
-
-def nearest_recall(inside: list[float], outside: list[float], recall: float) -> float:
-    """The released code's convention: the nearest recall, and of equal ones the lowest score."""
-    best, share = 2.0, 0.0
-    for score in sorted({*inside, *outside}):
-        distance = abs(sum(each >= score for each in outside) / len(outside) - recall)
-        if distance < best - 1e-12:
-            best, share = distance, sum(each >= score for each in inside) / len(inside)
-    return share
-
-
-def test_conventions_on_ties_differ_as_they_are_said_to() -> None:
-    outside = [3.0] * 9 + [1.0]
-    # Nine of ten are nearest to 92 %, and too few here.
-    assert nearest_recall([0.0, 1.0, 4.0, 5.0], outside, 0.92) == 0.5
-    assert fpr_at_tpr(np.array([0.0, 1.0, 4.0, 5.0]), np.array(outside), 0.92) == 0.75
-    # Of two scores with that recall the lower one alarms more often.
-    assert nearest_recall([0.0, 2.0, 4.0, 5.0], outside, 0.9) == 0.75
-    assert fpr_at_tpr(np.array([0.0, 2.0, 4.0, 5.0]), np.array(outside), 0.9) == 0.5
-    # They agree where no inside sample lies between.
-    inside = [0.0, 0.5, 4.0, 5.0]
-    assert nearest_recall(inside, outside, 0.9) == fpr_at_tpr(
-        np.array(inside), np.array(outside), 0.9
+    wins = [(o > i) + (o == i) / 2 for o in ood_scores for i in id_scores]
+    assert auroc(np.array(id_scores), np.array(ood_scores)) == pytest.approx(
+        np.mean(wins), abs=1e-12
     )
 
 
-def test_detection_by_hand() -> None:
-    inside, outside = np.array([0.1, 0.2, 0.3, 0.4]), np.array([0.35, 0.9])
-    assert auroc(inside, outside) == pytest.approx(7 / 8)
-    assert aupr(inside, outside) == pytest.approx((1 + 2 / 3) / 2)
-    assert fpr_at_tpr(inside, outside) == 0.25
+@given(id_scores=SCORES, ood_scores=SCORES)
+def test_aupr_equals_the_average_precision_of_scikit_learn(
+    id_scores: list[float], ood_scores: list[float]
+) -> None:
+    found = aupr(np.array(id_scores), np.array(ood_scores))
+    assert found == pytest.approx(
+        average_precision_score(*labelled(id_scores, ood_scores)), abs=1e-12
+    )
+
+
+@given(id_scores=SCORES, ood_scores=SCORES, recall=st.floats(0.01, 1))
+def test_fpr_at_tpr_equals_scikit_learns_roc_curve(
+    id_scores: list[float], ood_scores: list[float], recall: float
+) -> None:
+    false, true, _ = roc_curve(*labelled(id_scores, ood_scores), drop_intermediate=False)
+    # Exclude recalls at which rounding decides.
+    assume(all(abs(each - recall) > 1e-9 for each in true))
+    expected = false[np.argmax(true >= recall)]
+    found = fpr_at_tpr(np.array(id_scores), np.array(ood_scores), recall)
+    assert found == pytest.approx(expected, abs=1e-12)
+
+
+@given(id_scores=SCORES, ood_scores=SCORES, recall=st.floats(0.01, 1))
+def test_fpr_at_tpr_with_ties_equals_a_plain_loop(
+    id_scores: list[float], ood_scores: list[float], recall: float
+) -> None:
+    for score in sorted({*id_scores, *ood_scores}, reverse=True):
+        found = sum(each >= score for each in ood_scores)
+        if found >= recall * len(ood_scores):
+            expected = sum(each >= score for each in id_scores) / len(id_scores)
+            break
+    assert fpr_at_tpr(np.array(id_scores), np.array(ood_scores), recall) == pytest.approx(expected)
+
+
+def nearest_recall(id_scores: list[float], ood_scores: list[float], recall: float) -> float:
+    """FPR by the released code's convention: the nearest recall, at the lowest such score."""
+    best, fpr = 2.0, 0.0
+    for score in sorted({*id_scores, *ood_scores}):
+        distance = abs(sum(each >= score for each in ood_scores) / len(ood_scores) - recall)
+        if distance < best - 1e-12:
+            best, fpr = distance, sum(each >= score for each in id_scores) / len(id_scores)
+    return fpr
+
+
+def test_fpr_at_tpr_differs_from_the_released_code_as_documented() -> None:
+    ood_scores = [3.0] * 9 + [1.0]
+    # Nine of ten is nearest to 92 % but below it.
+    assert nearest_recall([0.0, 1.0, 4.0, 5.0], ood_scores, 0.92) == 0.5
+    assert fpr_at_tpr(np.array([0.0, 1.0, 4.0, 5.0]), np.array(ood_scores), 0.92) == 0.75
+    # Of two scores with this recall the lower one has the higher FPR.
+    assert nearest_recall([0.0, 2.0, 4.0, 5.0], ood_scores, 0.9) == 0.75
+    assert fpr_at_tpr(np.array([0.0, 2.0, 4.0, 5.0]), np.array(ood_scores), 0.9) == 0.5
+    # Both conventions agree if no ID score is between the two OOD scores.
+    id_scores = [0.0, 0.5, 4.0, 5.0]
+    assert nearest_recall(id_scores, ood_scores, 0.9) == fpr_at_tpr(
+        np.array(id_scores), np.array(ood_scores), 0.9
+    )
+
+
+def test_ood_metrics_equal_values_computed_by_hand() -> None:
+    id_scores, ood_scores = np.array([0.1, 0.2, 0.3, 0.4]), np.array([0.35, 0.9])
+    assert auroc(id_scores, ood_scores) == pytest.approx(7 / 8)
+    assert aupr(id_scores, ood_scores) == pytest.approx((1 + 2 / 3) / 2)
+    assert fpr_at_tpr(id_scores, ood_scores) == 0.25
 
 
 # --- Calibration ---------------------------------------------------------------------------------
 
 
 def slow_calibration(confidence: list[float], correct: list[bool], size: int) -> list[float]:
-    """The weighted gaps of all bins."""
+    """Return size and gap of each bin."""
     pairs = sorted(zip(confidence, correct, strict=True), key=lambda pair: pair[0])
     n_bins = max(len(pairs) // size, 1)
     bins = [pairs[i * size : (i + 1) * size] for i in range(n_bins)]
@@ -131,7 +135,7 @@ def slow_calibration(confidence: list[float], correct: list[bool], size: int) ->
 
 
 @given(data=st.data(), n=st.integers(1, 60), size=st.integers(1, 20))
-def test_calibration_errors_are_over_bins_of_which_the_last_takes_the_rest(
+def test_calibration_errors_equal_a_plain_loop_over_bins(
     data: st.DataObject, n: int, size: int
 ) -> None:
     confidence = data.draw(st.lists(st.floats(0, 1, width=32), min_size=n, max_size=n, unique=True))
@@ -148,10 +152,10 @@ def test_calibration_errors_are_over_bins_of_which_the_last_takes_the_rest(
 
 
 @given(data=st.data(), n=st.integers(1, 400))
-def test_calibration_errors_and_aurra_are_those_of_pytorch_ood(data: st.DataObject, n: int) -> None:
+def test_calibration_errors_and_aurra_equal_pytorch_ood(data: st.DataObject, n: int) -> None:
     oracle = pytest.importorskip("pytorch_ood.metrics.functional")
     generator = np.random.default_rng(data.draw(st.integers(0, 2**32)))
-    # Without ties, whose order is nobody's.
+    # Without ties, whose order is not defined.
     confidence = generator.permutation(n).astype(np.float64) / n
     correct = generator.random(n) < confidence
     tensors = torch.from_numpy(confidence), torch.from_numpy(correct)
@@ -161,18 +165,18 @@ def test_calibration_errors_and_aurra_are_those_of_pytorch_ood(data: st.DataObje
     assert aurra(confidence, correct) == pytest.approx(oracle.aurra(*tensors), abs=1e-9)
 
 
-def test_the_most_confident_bin_counts() -> None:
-    # The released code leaves it out, and would find nothing wrong here.
+def test_the_most_confident_bin_is_included() -> None:
+    # The released code leaves this bin out and would return 0.
     confidence = np.concatenate([np.full(100, 0.5), np.full(100, 0.99)])
     correct = np.concatenate([np.tile([True, False], 50), np.zeros(100, bool)])
     assert calibration_error(confidence, correct) == pytest.approx(np.sqrt(0.5 * 0.99**2))
 
 
-def test_fewer_samples_than_a_bin_are_one_bin() -> None:
+def test_fewer_samples_than_bin_size_are_one_bin() -> None:
     assert calibration_error(np.array([0.9, 0.7]), np.array([True, True])) == pytest.approx(0.2)
 
 
-def test_aurra_is_the_mean_accuracy_among_the_most_confident() -> None:
+def test_aurra_is_the_mean_accuracy_of_the_most_confident_predictions() -> None:
     confidence = np.array([0.2, 0.9, 0.5])
     correct = np.array([False, True, False])
     assert aurra(confidence, correct) == pytest.approx((1 + 1 / 2 + 1 / 3) / 3)
@@ -192,13 +196,13 @@ def test_alexnets_own_mce_and_mfr_are_one() -> None:
     assert mean_corruption_error(halved) == pytest.approx(0.5)
 
 
-def test_a_mean_over_too_few_kinds_is_refused() -> None:
+def test_mce_needs_all_corruptions() -> None:
     some = {name: value for name, value in ALEXNET_ERRORS.items() if name != "fog"}
-    with pytest.raises(ValueError, match="fog missing: the mean is over 15 kinds"):
+    with pytest.raises(ValueError, match="fog missing; the mean must be over all 15"):
         mean_corruption_error(some)
 
 
-def test_flips_are_counted_from_frame_to_frame_and_in_noise_from_the_first() -> None:
+def test_flips_are_counted_from_the_previous_frame_or_in_noise_from_the_first() -> None:
     predictions = np.array([[0, 1, 1, 0], [2, 2, 2, 2]])
     assert flip_probability(predictions, noise=False) == pytest.approx(2 / 6)
     assert flip_probability(np.array([[0, 1, 1, 1]]), noise=False) == pytest.approx(1 / 3)
@@ -208,8 +212,8 @@ def test_flips_are_counted_from_frame_to_frame_and_in_noise_from_the_first() -> 
 @pytest.mark.parametrize(
     ("call", "message"),
     [
-        (lambda: auroc(np.array([]), np.array([1.0])), "samples of both kinds"),
-        (lambda: aupr(np.array([1.0]), np.zeros((2, 2))), r"shapes \(1,\) and \(2, 2\)"),
+        (lambda: auroc(np.array([]), np.array([1.0])), "at least one ID and one OOD sample"),
+        (lambda: aupr(np.array([1.0]), np.zeros((2, 2))), r"ood_scores of shape \(2, 2\)"),
         (lambda: fpr_at_tpr(np.ones(2), np.ones(2), 0), "tpr is 0"),
         (lambda: calibration_error(np.ones(2), np.ones(3, bool)), r"shape \(2,\) and correct"),
         (lambda: calibration_error(np.ones(2), np.ones(2, bool), norm="l2"), "norm is 'l2'"),
@@ -218,7 +222,7 @@ def test_flips_are_counted_from_frame_to_frame_and_in_noise_from_the_first() -> 
         (lambda: flip_probability(np.zeros((3, 1), int), noise=True), "two frames or more"),
     ],
 )
-def test_what_has_no_measure_is_refused(call: object, message: str) -> None:
+def test_metrics_reject_invalid_inputs(call: object, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         call()  # type: ignore[operator]
 
@@ -226,17 +230,17 @@ def test_what_has_no_measure_is_refused(call: object, message: str) -> None:
 # --- Temperature and soft F1 ---------------------------------------------------------------------
 
 
-def test_soft_f1_is_that_of_hand_made_answers() -> None:
+def test_soft_f1_equals_a_value_computed_by_hand() -> None:
     confidence = np.array([0.9, 0.6, 0.8, 0.5])
     correct = np.array([True, True, False, False])
-    # Doubt in wrong answers .2 + .5; confidence in them .8 + .5; doubt in right ones .1 + .4.
+    # Wrong: uncertainty .2 + .5, confidence .8 + .5. Correct: uncertainty .1 + .4.
     assert soft_f1(confidence, correct) == pytest.approx(1.4 / (1.4 + 1.3 + 0.5))
     assert soft_f1(np.array([0.0, 1.0]), np.array([False, True])) == 1
     assert soft_f1(np.array([1.0, 1.0]), np.array([True, True])) == 0
 
 
 @pytest.mark.parametrize("temperature", [0.3, 1.0, 2.5])
-def test_the_temperature_is_that_by_which_labels_were_drawn(temperature: float) -> None:
+def test_tune_temperature_recovers_the_temperature_of_the_labels(temperature: float) -> None:
     rng = np.random.default_rng(0)
     logits = rng.normal(0, 2, (60_000, 5)).astype(np.float32)
     soft = np.exp(logits / temperature)
@@ -254,29 +258,29 @@ def test_the_temperature_is_that_by_which_labels_were_drawn(temperature: float) 
     np.testing.assert_allclose(confidence, expected.numpy(), rtol=1e-5)
 
 
-def test_a_temperature_stays_within_its_limits() -> None:
-    sure = np.array([[9.0, 0.0], [0.0, 9.0]])
-    assert tune_temperature(sure, np.array([0, 1])) == pytest.approx(0.05, rel=1e-3)
-    assert tune_temperature(sure, np.array([1, 0])) == pytest.approx(20, rel=1e-3)
+def test_the_temperature_stays_within_its_limits() -> None:
+    logits = np.array([[9.0, 0.0], [0.0, 9.0]])
+    assert tune_temperature(logits, np.array([0, 1])) == pytest.approx(0.05, rel=1e-3)
+    assert tune_temperature(logits, np.array([1, 0])) == pytest.approx(20, rel=1e-3)
     with pytest.raises(ValueError, match="one label"):
-        tune_temperature(sure, np.array([0]))
+        tune_temperature(logits, np.array([0]))
 
 
 # --- The table -----------------------------------------------------------------------------------
 
 
-def test_each_metric_has_a_suite_and_a_key_of_its_own() -> None:
+def test_each_metric_has_a_unique_key_and_name() -> None:
     assert {metric.suite for metric in METRICS} <= set(SUITES)
     assert len({(metric.suite, metric.key) for metric in METRICS}) == len(METRICS)
     assert len({metric.name for metric in METRICS}) == len(METRICS)
 
 
-def test_an_unknown_input_of_a_metric_is_refused() -> None:
+def test_a_metric_with_an_unknown_input_is_rejected() -> None:
     with pytest.raises(ValueError, match="'confidences'"):
         Metric(suite="clean", key="x", name="x", compute=np.mean, inputs=("confidences",))
 
 
-def test_a_suite_computes_its_rows_and_leaves_out_what_has_no_input_here() -> None:
+def test_measure_leaves_out_metrics_with_an_input_of_none() -> None:
     correct = np.array([True, False, False, False])
     assert measure("clean", correct=correct) == {"error": 0.75}
     flips = dict.fromkeys(ALEXNET_FLIPS, 0.5)
@@ -287,7 +291,7 @@ def test_a_suite_computes_its_rows_and_leaves_out_what_has_no_input_here() -> No
 
 
 @pytest.mark.parametrize("metric", METRICS, ids=lambda metric: f"{metric.suite}.{metric.key}")
-def test_a_metrics_direction_is_that_of_its_function(metric: Metric) -> None:
+def test_better_networks_score_better_on_each_metric(metric: Metric) -> None:
     """A perfect network scores better than one that is wrong about everything."""
     n = 300
     perfect: dict[str, Any] = {
@@ -308,7 +312,7 @@ def test_a_metrics_direction_is_that_of_its_function(metric: Metric) -> None:
         metric.compute(*(each[name] for name in metric.inputs)) for each in (perfect, wrong)
     )
     if metric.key == "soft_f1":
-        # It is 0 where nothing is wrong; all doubt in what is wrong is the best.
+        # It is 0 if everything is correct, and best if only wrong predictions are uncertain.
         half = np.arange(n) < n // 2
         best, worst = metric.compute(half.astype(float), half), metric.compute(1.0 - half, half)
     assert metric.goodness(best) > metric.goodness(worst)

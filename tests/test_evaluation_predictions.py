@@ -21,63 +21,65 @@ from tiny_evaluation import ALONE, IMAGES, Brightness, N, classifier, evaluation
 
 
 @pytest.mark.parametrize("batch_size", [1, 5, 12, 100])
-def test_answers_do_not_depend_on_the_batch(batch_size: int) -> None:
-    asked: list[range] = []
+def test_predictions_do_not_depend_on_the_batch_size(batch_size: int) -> None:
+    batches: list[range] = []
 
-    class Asked(ArrayImages):
-        def read(self, numbers: Sequence[int]) -> np.ndarray:
-            assert isinstance(numbers, range)
-            asked.append(numbers)
-            return super().read(numbers)
+    class RecordingImages(ArrayImages):
+        def read(self, indices: Sequence[int]) -> np.ndarray:
+            assert isinstance(indices, range)
+            batches.append(indices)
+            return super().read(indices)
 
-    found = classifier(batch_size).predict(Asked(IMAGES))
+    predictions = classifier(batch_size).predict(RecordingImages(IMAGES))
     expected = predict_one_by_one(IMAGES)
-    np.testing.assert_array_equal(found.predicted, expected.predicted)
-    np.testing.assert_allclose(found.confidence, expected.confidence, rtol=1e-5)
-    assert max(map(len, asked)) == min(batch_size, N)
-    assert [number for numbers in asked for number in numbers] == list(range(N))
+    np.testing.assert_array_equal(predictions.predicted, expected.predicted)
+    np.testing.assert_allclose(predictions.confidence, expected.confidence, rtol=1e-5)
+    assert max(map(len, batches)) == min(batch_size, N)
+    assert [index for batch in batches for index in batch] == list(range(N))
 
 
-def test_each_process_answers_its_own_and_all_know_all(monkeypatch: pytest.MonkeyPatch) -> None:
-    whole = classifier().predict(ArrayImages(IMAGES))
+def test_processes_share_the_images_and_gather_all_predictions(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    expected = classifier().predict(ArrayImages(IMAGES))
     parts: dict[int, Predictions] = {}
 
-    def gather(out: list[Predictions], mine: Predictions) -> None:
-        parts[rank] = mine
-        out[:] = [parts.get(each, mine) for each in range(5)]
+    def gather(out: list[Predictions], own: Predictions) -> None:
+        parts[rank] = own
+        out[:] = [parts.get(each, own) for each in range(5)]
 
     monkeypatch.setattr(torch.distributed, "all_gather_object", gather)
     for rank in range(5):
-        apart = replace(
+        one_of_five = replace(
             classifier(), processes=Processes(world=World(rank=rank, size=5), device=ALONE.device)
         )
-        found = apart.predict(ArrayImages(IMAGES))
-    np.testing.assert_array_equal(found.predicted, whole.predicted)
-    np.testing.assert_allclose(found.confidence, whole.confidence, rtol=1e-6)
+        gathered = one_of_five.predict(ArrayImages(IMAGES))
+    np.testing.assert_array_equal(gathered.predicted, expected.predicted)
+    np.testing.assert_allclose(gathered.confidence, expected.confidence, rtol=1e-6)
     assert sum(len(each.predicted) for each in parts.values()) == N
 
 
 @pytest.mark.parametrize("value", [torch.nan, torch.inf, -torch.inf])
-def test_outputs_that_are_not_finite_are_refused_in_every_process(
+def test_nonfinite_outputs_are_rejected_in_every_process(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, value: float
 ) -> None:
-    class Spoilt(Brightness):
+    class Nonfinite(Brightness):
         def forward(self, x: torch.Tensor) -> torch.Tensor:
-            found = super().forward(x)
-            found[:, 0] = torch.where(x.mean((1, 2, 3)) > 0.5, value, found[:, 0])
-            return found
+            logits = super().forward(x)
+            logits[:, 0] = torch.where(x.mean((1, 2, 3)) > 0.5, value, logits[:, 0])
+            return logits
 
-    spoilt = replace(classifier(), module=Spoilt().eval())
-    found = evaluate(evaluation(tmp_path, classifier=spoilt), ["clean", "calibration"])
-    bad = int((IMAGES.mean((1, 2, 3)) > 0.75 * 255).sum())
-    assert 0 < bad < N
-    assert found.values == {}
-    assert len(set(found.failed.values())) == 1
-    assert f"NaN or infinite for {bad} of {N} images; look" in found.failed["clean"]
-    # The bad part is another process's.
+    nonfinite = replace(classifier(), module=Nonfinite().eval())
+    results = evaluate(evaluation(tmp_path, classifier=nonfinite), ["clean", "calibration"])
+    n_bright = int((IMAGES.mean((1, 2, 3)) > 0.75 * 255).sum())
+    assert 0 < n_bright < N
+    assert results.values == {}
+    assert len(set(results.failed.values())) == 1
+    assert f"NaN or infinite for {n_bright} of {N} images; check" in results.failed["clean"]
+    # Another process has the nonfinite outputs.
     other = classifier().predict(ArrayImages(IMAGES))
     nan = replace(other, confidence=np.full(N, np.nan, np.float32))
-    monkeypatch.setattr(Classifier, "gather", lambda _self, mine: [mine, nan])
+    monkeypatch.setattr(Classifier, "gather", lambda _self, own: [own, nan])
     with pytest.raises(PipelineError, match=f"infinite for {N} of {2 * N} images"):
         classifier().predict(ArrayImages(IMAGES))
 
@@ -86,25 +88,25 @@ def test_each_video_is_read_in_one_process(tmp_path: Path, monkeypatch: pytest.M
     for number in range(5):
         write_video(tmp_path / f"{number}.mp4", [100 * number, 555, 555])
     videos = list_videos(tmp_path, Notices())
-    whole = colour_classifier().predict_videos(videos, ResizeCrop(32, None))
-    assert [each[0] for each in whole] == [0, 100, 200, 300, 400]
+    expected = colour_classifier().predict_videos(videos, ResizeCrop(32, None))
+    assert [each[0] for each in expected] == [0, 100, 200, 300, 400]
     parts: list[list[np.ndarray]] = []
     for rank in range(3):
-        some = replace(
+        one_of_three = replace(
             colour_classifier(),
             processes=Processes(world=World(rank=rank, size=3), device=ALONE.device),
         )
-        monkeypatch.setattr(Classifier, "gather", lambda _, mine: [mine])
-        parts.append(some.predict_videos(videos, ResizeCrop(32, None)))
+        monkeypatch.setattr(Classifier, "gather", lambda _, own: [own])
+        parts.append(one_of_three.predict_videos(videos, ResizeCrop(32, None)))
     assert [len(part) for part in parts] == [1, 2, 2]
     np.testing.assert_array_equal(
-        np.concatenate([each for part in parts for each in part]), np.concatenate(whole)
+        np.concatenate([each for part in parts for each in part]), np.concatenate(expected)
     )
 
 
-def test_a_network_that_is_not_finite_is_refused_on_videos(tmp_path: Path) -> None:
+def test_nonfinite_outputs_are_rejected_on_videos(tmp_path: Path) -> None:
     write_video(tmp_path / "a.mp4", [111] * 3)
-    spoilt = colour_classifier()
-    spoilt.module.codes[7] = torch.nan
+    nonfinite = colour_classifier()
+    nonfinite.module.codes[7] = torch.nan
     with pytest.raises(PipelineError, match="NaN or infinite for 3 of 3 images"):
-        spoilt.predict_videos(list_videos(tmp_path, Notices()), ResizeCrop(SIDE, 10))
+        nonfinite.predict_videos(list_videos(tmp_path, Notices()), ResizeCrop(SIDE, 10))

@@ -342,7 +342,8 @@ def named_tests(text: str) -> list[tuple[str, str]]:
     missing = [
         f"{file}::{test}"
         for file, test in named
-        if f"def {test}(" not in (ROOT / "tests" / file).read_text()
+        if not (ROOT / "tests" / file).is_file()
+        or f"def {test}(" not in (ROOT / "tests" / file).read_text()
     ]
     assert missing == []
     return named

@@ -19,7 +19,7 @@ from pipelines.report.evaluations import (
 from pipelines.report.page import Table
 from pipelines.report.runs import TrainingRun, sections
 from pipelines.report.runs import table as table_of_runs
-from tiny_evaluation import MADE_WORDS, of_c
+from tiny_evaluation import MADE_WORDS, results_on_c
 
 FOUND = {
     "clean": {"error": 0.05},
@@ -95,20 +95,24 @@ def test_small_calibration_errors_differ_visibly_on_the_radar() -> None:
 
 
 def test_results_on_generated_and_official_sets_are_in_different_rows() -> None:
-    columns = {"a": of_c(0.25), "b": of_c(0.5, made=True)}
+    columns = {"a": results_on_c(0.25), "b": results_on_c(0.5, made=True)}
     rows = {row[0]: row[1:] for row in rows_of(columns)}
-    assert rows["corruption error (C)"] == ("25.00 %", "-")
-    assert rows[f"corruption error ({MADE_WORDS})"] == ("-", "50.00 %")
+    assert rows["mean corruption error (C)"] == ("25.00 %", "-")
+    assert rows[f"mean corruption error ({MADE_WORDS})"] == ("-", "50.00 %")
     assert not any(metric.suite == "c" for metric, _ in shared_metrics(columns))
-    both = shared_metrics({"a": of_c(0.25, made=True), "b": of_c(0.5, made=True)})
+    both = shared_metrics({"a": results_on_c(0.25, made=True), "b": results_on_c(0.5, made=True)})
     assert [label for metric, label in both if metric.suite == "c"] == [
-        f"corruption error ({MADE_WORDS})", f"RMS calibration error ({MADE_WORDS})",
+        f"mean corruption error ({MADE_WORDS})", f"RMS calibration error ({MADE_WORDS})",
     ]  # fmt: skip
 
 
 def test_reports_of_runs_name_generated_sets_and_overlapping_operations() -> None:
     history = ({"epoch": 1, "step": 1, "train_loss": 1.0},)
-    runs = [TrainingRun(name="a", history=history, evaluation=of_c(0.5, made=True, overlap=True))]
+    runs = [
+        TrainingRun(
+            name="a", history=history, evaluation=results_on_c(0.5, made=True, overlap=True)
+        )
+    ]
     shown = table_of_runs(runs)
     assert MADE_WORDS in shown
     assert "a was trained with operations that overlap the corruptions of C" in shown
@@ -132,7 +136,7 @@ def test_reports_of_runs_name_generated_sets_and_overlapping_operations() -> Non
 def test_an_evaluation_with_damaged_results_on_c_is_rejected(
     tmp_path: Path, change: dict[str, Any]
 ) -> None:
-    found = of_c(0.5, made=True, overlap=True)
+    found = results_on_c(0.5, made=True, overlap=True)
     path = tmp_path / "evaluation.json"
     path.write_text(json.dumps({"version": 2, "networks": {"a": found}}))
     assert read_evaluation(path) == found

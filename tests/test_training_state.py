@@ -1,4 +1,4 @@
-"""What a checkpoint holds: saved and loaded field by field."""
+"""The state of a training is saved and loaded field by field."""
 
 import os
 import signal
@@ -11,16 +11,11 @@ import pytest
 import torch
 
 from pipelines.shards.remote import open_set
-from pipelines.system.process_group import Processes
-from pipelines.system.ranks import World
 from pipelines.training.checkpoints import Checkpoint, find_checkpoints
-from pipelines.training.data import open_training_data
 from pipelines.training.loop import train
 from pipelines.training.recipes import StepProgress, TrainConfig
 from pipelines.training.state import TrainState, open_state
-from training_sets import read_checkpoint, training
-
-ALONE = Processes(world=World(rank=0, size=1), device=torch.device("cpu"))
+from training_sets import ALONE, read_checkpoint, training
 
 VARIANTS: dict[str, dict[str, Any]] = {
     "sgd, averaged": {"ema_decay": 0.9},
@@ -29,16 +24,8 @@ VARIANTS: dict[str, dict[str, Any]] = {
 }
 
 
-@pytest.fixture(scope="module")
-def digits(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    pytest.importorskip("sklearn")
-    folder = tmp_path_factory.mktemp("digits")
-    open_training_data("digits", None, folder, lambda _done, _total: None)
-    return folder
-
-
 def differences(first: Any, second: Any, name: str) -> list[str]:  # noqa: ANN401
-    """The names of the fields, tensors and numbers in which two values differ."""
+    """Return the names of the fields, tensors and numbers in which two values differ."""
     if isinstance(first, msgspec.Struct):
         first, second = msgspec.structs.asdict(first), msgspec.structs.asdict(second)
     if isinstance(first, dict) and isinstance(second, dict) and first.keys() == second.keys():
@@ -50,12 +37,12 @@ def differences(first: Any, second: Any, name: str) -> list[str]:  # noqa: ANN40
 
 
 def fields_that_differ(first: Checkpoint, second: Checkpoint) -> dict[str, str]:
-    """The fields of two checkpoints that differ, each with the first place in it that does."""
+    """Return the fields in which two checkpoints differ, each with its first difference."""
     found = {}
     for field in Checkpoint.__struct_fields__:
         one, other = getattr(first, field), getattr(second, field)
         if field == "optimizer":
-            # The rates of its groups follow from recipe and step.
+            # Learning rates follow from recipe and step.
             one, other = one["state"], other["state"]
         places = differences(one, other, field)
         if places:
@@ -80,7 +67,7 @@ def test_load_restores_each_field_that_save_writes(
         validation=open_set(digits / "test", cache_dir=None, remote=None),
         **VARIANTS[variant],
     )
-    # In the middle of the second epoch.
+    # Stop in the middle of the second epoch.
     train(config, ALONE, stop_at_7)
     saved = read_checkpoint(find_checkpoints(config.out)[-1])
     fresh = TrainState(config, ALONE, initialize=True).save()

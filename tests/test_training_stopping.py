@@ -1,4 +1,4 @@
-"""A training ends in time after a signal, whatever its process waits for, and loses no step."""
+"""A training ends in time after a signal, even if blocked, and loses no step."""
 
 import json
 import os
@@ -27,12 +27,12 @@ pytestmark = pytest.mark.skipif(os.name != "posix", reason="sends signals")
 TESTS = Path(__file__).parent
 N, BATCH, EPOCHS = 24, 4, 2
 IN_TIME_S = 20.0
-"""Batch systems give 30; an idle machine takes 2 to 4, and one with ten times its load these."""
+"""Batch systems wait 30 s; an idle machine needs 2 to 4 s, and one with tenfold load up to 20."""
 
 
 @pytest.fixture(scope="module")
 def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Shards of images in train and val, and some more in mixing."""
+    """A folder with shards in data/train and data/val, and a mixing set in mixing."""
     folder = tmp_path_factory.mktemp("stopping")
     contents = [encoded(each) for each in drawn_images(N, size=(40, 48))]
     write_shards(folder / "data" / "train", contents, sizes=[6] * 4)
@@ -55,11 +55,11 @@ def arguments_of(root: Path, out: Path, *more: object) -> list[str]:
 
 @contextmanager
 def started(
-    root: Path, out: Path, *more: object, place: str = "", rank: int | None = None, size: int = 1
+    root: Path, out: Path, *more: object, point: str = "", rank: int | None = None, size: int = 1
 ) -> Iterator[list["subprocess.Popen[str]"]]:
-    """Start the processes of a training, one of which hangs in a place, and wait until it does.
+    """Start the processes of a training, and wait until one of them is blocked.
 
-    place: see hanging_train.py. rank: of the one that hangs; None for all.
+    point: where it blocks, see hanging_train.py; rank: of the process that blocks, None for all.
     """
     out.parent.mkdir(parents=True, exist_ok=True)
     port = str(free_port())
@@ -68,7 +68,7 @@ def started(
         world = {"RANK": str(each), "WORLD_SIZE": str(size), "MASTER_ADDR": "127.0.0.1",
                  "MASTER_PORT": port, "GLOO_SOCKET_IFNAME": "lo"}  # fmt: skip
         environment = {
-            **os.environ, **(world if size > 1 else {}), "HANG": place,
+            **os.environ, **(world if size > 1 else {}), "HANG": point,
             "HANG_FILE": f"{out}.hangs", "OMP_NUM_THREADS": "1",
             "PYTHONPATH": os.pathsep.join([str(TESTS.parent), str(TESTS)]),
             **({} if rank is None else {"HANG_RANK": str(rank)}),
@@ -81,11 +81,11 @@ def started(
             )
         )  # fmt: skip
     try:
-        if place:
+        if point:
             hangs = Path(f"{out}.hangs")
             wait_until(hangs.exists, processes)
             hangs.unlink()
-            # The others come to where they wait for it.
+            # The other processes reach the point where they wait for it.
             time.sleep(1 if size == 1 else 3)
         yield processes
     finally:
@@ -105,7 +105,7 @@ def wait_until(true: Any, processes: Sequence["subprocess.Popen[str]"]) -> None:
 
 
 def ends_of(processes: Sequence["subprocess.Popen[str]"]) -> list[tuple[int, str, str]]:
-    """The exit code and output of each, which end in time and without a traceback."""
+    """Return exit code, stdout and stderr of processes that must end in time and cleanly."""
     begun = time.monotonic()
     ends = []
     for process in processes:
@@ -117,12 +117,12 @@ def ends_of(processes: Sequence["subprocess.Popen[str]"]) -> list[tuple[int, str
 
 
 @pytest.fixture(scope="module")
-def unbroken(root: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return trained(root, tmp_path_factory.mktemp("unbroken") / "run")
+def uninterrupted(root: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return trained(root, tmp_path_factory.mktemp("uninterrupted") / "run")
 
 
 def trained(root: Path, out: Path, size: int = 1) -> Path:
-    """Train to the end, or from where a training was stopped to its end."""
+    """Train to the end, resuming a stopped training."""
     with started(root, out, size=size) as processes:
         for process in processes:
             _, error = process.communicate(timeout=240)
@@ -143,7 +143,7 @@ def assert_same_end(first: Path, second: Path, *, histories: bool = True) -> Non
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    ("place", "number", "step"),
+    ("point", "number", "step"),
     [
         ("batch", signal.SIGTERM, BATCHES),
         ("batch", signal.SIGUSR1, BATCHES),
@@ -152,11 +152,11 @@ def assert_same_end(first: Path, second: Path, *, histories: bool = True) -> Non
         ("validation", signal.SIGINT, N // BATCH),
     ],
 )
-def test_a_process_that_waits_saves_its_last_step_and_ends_in_time(
-    root: Path, unbroken: Path, tmp_path: Path, place: str, number: signal.Signals, step: int
+def test_a_blocked_process_saves_its_last_step_and_ends_in_time(
+    root: Path, uninterrupted: Path, tmp_path: Path, point: str, number: signal.Signals, step: int
 ) -> None:
     out = tmp_path / "run"
-    with started(root, out, "--json", place=place) as processes:
+    with started(root, out, "--json", point=point) as processes:
         processes[0].send_signal(number)
         ((code, printed, error),) = ends_of(processes)
     (checkpoint,) = find_checkpoints(out)
@@ -166,19 +166,19 @@ def test_a_process_that_waits_saves_its_last_step_and_ends_in_time(
         assert "Error: interrupted; the same command" in error.splitlines()[-1]
     else:
         assert code == STOPPED
-        said = json.loads(printed)
-        assert (said["finished"], said["step"]) == (False, step)
-        assert said["checkpoint"] == str(checkpoint)
-    assert_same_end(trained(root, out), unbroken)
+        document = json.loads(printed)
+        assert (document["finished"], document["step"]) == (False, step)
+        assert document["checkpoint"] == str(checkpoint)
+    assert_same_end(trained(root, out), uninterrupted)
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("place", ["data", "mixing"])
+@pytest.mark.parametrize("point", ["data", "mixing"])
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-def test_a_process_that_has_not_begun_ends_in_time(
-    root: Path, tmp_path: Path, place: str, number: signal.Signals
+def test_a_process_blocked_before_its_first_step_ends_in_time(
+    root: Path, tmp_path: Path, point: str, number: signal.Signals
 ) -> None:
-    with started(root, tmp_path / "run", place=place) as processes:
+    with started(root, tmp_path / "run", point=point) as processes:
         processes[0].send_signal(number)
         ((code, _, error),) = ends_of(processes)
     assert code == (INTERRUPTED if number == signal.SIGINT else STOPPED)
@@ -187,37 +187,35 @@ def test_a_process_that_has_not_begun_ends_in_time(
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("told", [(0,), (1,), (0, 1)])
-@pytest.mark.parametrize(("hangs", "place"), [(0, "batch"), (1, "batch"), (1, "validation")])
-def test_of_two_processes_of_which_one_waits_both_end_in_time(
-    root: Path, tmp_path: Path, hangs: int, place: str, told: Sequence[int]
+@pytest.mark.parametrize("signalled", [(0,), (1,), (0, 1)])
+@pytest.mark.parametrize(("blocked", "point"), [(0, "batch"), (1, "batch"), (1, "validation")])
+def test_two_processes_end_in_time_if_one_is_blocked(
+    root: Path, tmp_path: Path, blocked: int, point: str, signalled: Sequence[int]
 ) -> None:
     out = tmp_path / "run"
-    with started(root, out, place=place, rank=hangs, size=2) as processes:
-        for each in told:
+    with started(root, out, point=point, rank=blocked, size=2) as processes:
+        for each in signalled:
             processes[each].send_signal(signal.SIGTERM)
         codes = [code for code, _, _ in ends_of(processes)]
     assert codes == [STOPPED, STOPPED]
     (checkpoint,) = find_checkpoints(out)
-    assert read_checkpoint(checkpoint).step == (BATCHES if place == "batch" else N // BATCH)
+    assert read_checkpoint(checkpoint).step == (BATCHES if point == "batch" else N // BATCH)
 
 
 @pytest.mark.slow
-def test_two_processes_that_were_left_resume_as_if_they_had_not_been(
-    root: Path, tmp_path: Path
-) -> None:
-    for name, rank in (("hangs", 1), ("unbroken", None)):
+def test_two_processes_resume_exactly_after_one_was_blocked(root: Path, tmp_path: Path) -> None:
+    for name, rank in (("blocked", 1), ("uninterrupted", None)):
         if rank is not None:
-            with started(root, tmp_path / name, place="batch", rank=rank, size=2) as processes:
-                # The first process is in the middle of a step, and waits for the gradients.
+            with started(root, tmp_path / name, point="batch", rank=rank, size=2) as processes:
+                # The first process is in the middle of a step and waits for gradients.
                 processes[0].send_signal(signal.SIGTERM)
                 ends_of(processes)
         trained(root, tmp_path / name, size=2)
-    assert_same_end(tmp_path / "hangs", tmp_path / "unbroken", histories=False)
+    assert_same_end(tmp_path / "blocked", tmp_path / "uninterrupted", histories=False)
 
 
 @pytest.mark.slow
-def test_a_process_whose_other_was_stopped_ends_in_time(root: Path, tmp_path: Path) -> None:
+def test_a_process_ends_in_time_if_the_other_is_suspended(root: Path, tmp_path: Path) -> None:
     out = tmp_path / "run"
     with started(root, out, "--epochs", 500, size=2) as processes:
         wait_until(lambda: find_checkpoints(out), processes)
@@ -227,14 +225,14 @@ def test_a_process_whose_other_was_stopped_ends_in_time(root: Path, tmp_path: Pa
         ((code, printed, _),) = ends_of(processes[:1])
     assert code == STOPPED
     assert "stopped after step" in printed
-    newest = read_checkpoint(find_checkpoints(out)[-1])
-    assert f"stopped after step {newest.step};" in printed
+    latest = read_checkpoint(find_checkpoints(out)[-1])
+    assert f"stopped after step {latest.step};" in printed
 
 
 @pytest.mark.slow
 @pytest.mark.skipif(not Path("/proc/self/task").exists(), reason="finds workers in /proc")
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-def test_stopped_workers_do_not_keep_a_process(
+def test_suspended_workers_do_not_delay_a_process(
     root: Path, tmp_path: Path, number: signal.Signals
 ) -> None:
     out = tmp_path / "run"
@@ -250,7 +248,7 @@ def test_stopped_workers_do_not_keep_a_process(
         processes[0].send_signal(number)
         ((code, _, _),) = ends_of(processes)
         assert code == (INTERRUPTED if number == signal.SIGINT else STOPPED)
-        # Nor do they outlive it.
+        # The workers end with the process.
         end = time.monotonic() + 10
         while any(is_alive(worker) for worker in workers) and time.monotonic() < end:
             time.sleep(0.1)
@@ -266,13 +264,11 @@ def is_alive(process: int) -> bool:
 
 
 @pytest.mark.slow
-def test_a_training_in_the_background_ignores_ctrl_c_and_obeys_sigterm(
-    root: Path, tmp_path: Path
-) -> None:
-    # As a shell's & starts it.
+def test_a_background_training_ignores_ctrl_c_and_obeys_sigterm(root: Path, tmp_path: Path) -> None:
+    # A shell's & starts a command like this.
     before = signal.signal(signal.SIGINT, signal.SIG_IGN)
     try:
-        with started(root, tmp_path / "run", place="batch") as processes:
+        with started(root, tmp_path / "run", point="batch") as processes:
             processes[0].send_signal(signal.SIGINT)
             time.sleep(4)
             assert processes[0].poll() is None
@@ -283,11 +279,11 @@ def test_a_training_in_the_background_ignores_ctrl_c_and_obeys_sigterm(
     assert code == STOPPED
 
 
-def test_a_signal_that_comes_while_another_one_is_obeyed_waits_for_no_lock() -> None:
+def test_signal_handlers_do_not_wait_for_locks() -> None:
     stopping = Stopping()
     stopping.rescue = lambda: None  # type: ignore[assignment, return-value]
-    # As the main thread holds it where a signal comes while it waits for one, or sets the event.
-    with stopping._heard._cond:  # type: ignore[attr-defined]
+    # The main thread may hold this lock when a signal arrives.
+    with stopping._wake._cond:  # type: ignore[attr-defined]
         handlers = [
             threading.Thread(target=stopping._handle, args=(number, None), daemon=True)
             for number in (signal.SIGTERM, signal.SIGINT)
@@ -297,31 +293,31 @@ def test_a_signal_that_comes_while_another_one_is_obeyed_waits_for_no_lock() -> 
         for each in handlers:
             each.join(5)
         assert not any(each.is_alive() for each in handlers)
-    assert stopping.asked
+    assert stopping.requested
     assert stopping.interrupted
 
 
-def test_a_signal_ends_a_wait_for_it_with_and_without_a_listener() -> None:
-    for obeying in (Stopping.by_signals, Stopping.in_time):
+def test_requested_within_returns_after_a_signal() -> None:
+    for handling in (Stopping.handle_signals, Stopping.enforced):
         stopping = Stopping()
         stopping.rescue = lambda: None  # type: ignore[assignment, return-value]
-        with obeying(stopping):
+        with handling(stopping):
             sender = threading.Timer(0.1, os.kill, (os.getpid(), signal.SIGUSR1))
             sender.start()
             begun = time.monotonic()
-            assert stopping.hears_within(30)
+            assert stopping.requested_within(30)
             assert time.monotonic() - begun < 5
             assert not stopping.interrupted
-            stopping.left = True
+            stopping.leaving = True
 
 
-def test_two_signals_at_once_end_a_process_that_waits_with_its_code() -> None:
+def test_many_signals_at_once_end_a_blocked_process() -> None:
     code = (
         "import os, signal, threading, time\n"
         "from pipelines.training.stopping import Stopping\n"
         "stopping = Stopping()\n"
         "stopping.rescue = lambda: None\n"
-        "with stopping.in_time():\n"
+        "with stopping.enforced():\n"
         "    for _ in range(20):\n"
         "        os.kill(os.getpid(), signal.SIGTERM)\n"
         "        os.kill(os.getpid(), signal.SIGUSR1)\n"

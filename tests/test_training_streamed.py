@@ -1,19 +1,13 @@
-"""Training on shards at an address: on hosts with disks of their own, with faulty servers."""
+"""Training on remote shards: addresses, server faults, the watchdog and frequent checkpoints."""
 
 import json
 import math
-import os
 import pickle
-import shutil
-import signal
 import socket
-import subprocess
-import sys
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -22,43 +16,40 @@ import torch
 from click.testing import CliRunner
 
 from faulty_server import Fault, FaultyServer, cut, flip, replaced, slowly, stall, status
-from file_server import downloads, served
-from hosts import ADDRESSES, free_port, kill_host, two_hosts
 from pipelines.cli import train as command
 from pipelines.errors import PipelineError
 from pipelines.loading.config import IMAGENET, LoaderConfig
 from pipelines.loading.dataset import ShardDataset
-from pipelines.loading.order import EpochOrder, training_batches
 from pipelines.shards.format import open_shards
 from pipelines.shards.remote import Remote, open_set
 from pipelines.system.objects import RemoteAccess
-from pipelines.system.process_group import Processes, Watchdog
-from pipelines.system.processes import available_cores
-from pipelines.system.ranks import World
+from pipelines.system.process_group import Watchdog
 from pipelines.training.checkpoints import find_checkpoints
 from pipelines.training.data import hold_out, open_training_data
 from pipelines.training.loop import train
-from pipelines.training.recipes import StepProgress, TrainConfig, TrainResult, named_recipe
-from shard_sets import drawn_images, encoded, write_shards
-from training_sets import read_checkpoint, take_fields
+from pipelines.training.recipes import StepProgress, TrainConfig, named_recipe
+from shard_sets import drawn_images, encoded
+from training_sets import (
+    A_SHARD,
+    ALONE,
+    N_SHARDS,
+    assert_same,
+    take_fields,
+    weights_of,
+    write_small_shards,
+)
 
 RECIPE = named_recipe("imagenet")
 
-TESTS = Path(__file__).parent
-ALONE = Processes(world=World(rank=0, size=1), device=torch.device("cpu"))
-N_SHARDS, A_SHARD, BATCH, EPOCHS = 16, 4, 8, 2
+BATCH, EPOCHS = 8, 2
 N = N_SHARDS * A_SHARD
-STEPS = EPOCHS * N // BATCH
+
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 @pytest.fixture(scope="module")
 def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Shards of images in train, and fewer in val."""
-    folder = tmp_path_factory.mktemp("served")
-    contents = [encoded(each, "jpg") for each in drawn_images(N, size=(40, 48))]
-    write_shards(folder / "train", contents, sizes=[A_SHARD] * N_SHARDS, extension="jpg")
-    write_shards(folder / "val", contents[:6], sizes=[4, 2], extension="jpg")
-    return folder
+    return write_small_shards(tmp_path_factory.mktemp("served"))
 
 
 @pytest.fixture(autouse=True)
@@ -67,35 +58,27 @@ def _no_proxy(monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.delenv(name, raising=False)
 
 
-@pytest.fixture(autouse=True, scope="module")
-def _one_thread() -> Iterator[None]:
-    # Also while the fixtures of the module train: with two, sums are rounded otherwise.
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
-
-
 # --- Addresses -----------------------------------------------------------------------------------
 
 
 def nothing(_done: int, _total: int) -> None: ...
 
 
-def found(address: Path | str, cache: Path) -> tuple[str, str | None]:
+def locations(address: Path | str, cache: Path) -> tuple[str, str | None]:
+    """Return where the training and the test set at an address are."""
     data = open_training_data("folder", address, cache / "made", nothing, cache_dir=cache)
     test = data.test
     return data.train.shards.location, None if test is None else test.shards.location
 
 
-def test_an_address_holds_train_and_a_test_set_or_is_a_set(root: Path, tmp_path: Path) -> None:
+def test_an_address_holds_splits_or_is_one_dataset(root: Path, tmp_path: Path) -> None:
     with FaultyServer(root) as server:
         base = server.url().rstrip("/")
-        assert found(base, tmp_path) == (f"{base}/train", f"{base}/val")
-        assert found(f"{base}/train", tmp_path) == (f"{base}/train", None)
-        assert found(f"{base}/train/manifest.json", tmp_path) == (f"{base}/train", None)
-        # What needs leave for each file has it in the query.
-        assert found(f"{base}?token=secret", tmp_path) == (f"{base}/train", f"{base}/val")
+        assert locations(base, tmp_path) == (f"{base}/train", f"{base}/val")
+        assert locations(f"{base}/train", tmp_path) == (f"{base}/train", None)
+        assert locations(f"{base}/train/manifest.json", tmp_path) == (f"{base}/train", None)
+        # A query with a token applies to each file.
+        assert locations(f"{base}?token=secret", tmp_path) == (f"{base}/train", f"{base}/val")
         part = open_training_data(
             "folder", f"{base}/train/set-{{0002..0004}}.tar", tmp_path, nothing
         )
@@ -103,7 +86,7 @@ def test_an_address_holds_train_and_a_test_set_or_is_a_set(root: Path, tmp_path:
 
 
 @pytest.mark.parametrize("code", [404, 403])
-def test_an_address_that_leads_nowhere_ends_with_one_line(
+def test_an_address_without_shards_ends_with_a_one_line_error(
     root: Path, tmp_path: Path, code: int
 ) -> None:
     with FaultyServer(root) as server:
@@ -116,17 +99,17 @@ def test_an_address_that_leads_nowhere_ends_with_one_line(
         )  # fmt: skip
     assert result.exit_code == 1
     (line,) = [line for line in result.stderr.splitlines() if line.startswith("Error: ")]
-    assert "none has neither train/manifest.json nor manifest.json to be read" in line
+    assert "none has neither train/manifest.json nor manifest.json; check" in line
     assert "secret" not in result.stderr
 
 
-def test_a_host_of_no_such_name_is_told_at_once(
+def test_an_unknown_host_name_fails_at_once(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    asked = []
+    lookups = []
 
     def look_up(*arguments: object, **_: object) -> None:
-        asked.append(arguments)
+        lookups.append(arguments)
         raise socket.gaierror(socket.EAI_NONAME, "Name or service not known")
 
     monkeypatch.setattr(socket, "getaddrinfo", look_up)
@@ -134,14 +117,14 @@ def test_a_host_of_no_such_name_is_told_at_once(
         open_training_data(
             "folder", "http://no-such-host/shards", tmp_path, nothing, cache_dir=tmp_path
         )
-    assert len(asked) == 1
+    assert len(lookups) == 1
 
 
 @pytest.mark.parametrize(
     ("text", "n_bytes"),
     [("200GB", 200 * 10**9), ("1.5TB", 15 * 10**11), ("512MiB", 2**29), ("7", 7), ("3 kB", 3000)],
 )
-def test_a_size_is_bytes_with_a_unit(text: str, n_bytes: int) -> None:
+def test_byte_sizes_have_units(text: str, n_bytes: int) -> None:
     from pipelines.cli.options import ByteSize
 
     assert ByteSize().convert(text, None, None) == n_bytes
@@ -161,7 +144,9 @@ def test_a_size_is_bytes_with_a_unit(text: str, n_bytes: int) -> None:
         ("--data", "no-such-folder"),
     ],
 )
-def test_wrong_usage_of_streams_exits_with_2(tmp_path: Path, arguments: tuple[str, ...]) -> None:
+def test_wrong_usage_of_streaming_options_exits_with_code_2(
+    tmp_path: Path, arguments: tuple[str, ...]
+) -> None:
     out = str(tmp_path / "run")
     data = () if "--data" in arguments else ("--data", "http://127.0.0.1:9/shards")
     result = CliRunner().invoke(
@@ -177,7 +162,7 @@ ACCESS = RemoteAccess(download_timeout_s=20, first_wait_s=0.02, longest_wait_s=0
 
 
 def streamed(where: str | Path, out: Path, **changes: Any) -> TrainConfig:  # noqa: ANN401
-    """Return a small training on shards wherever they lie; a cache of its own."""
+    """Return a small training on local or remote shards, with a separate cache."""
     remote = Remote(access=changes.pop("access", ACCESS), prefetch=2)
     cache = out.parent / f"cache of {out.name}"
     recipe = replace(
@@ -200,21 +185,11 @@ def streamed(where: str | Path, out: Path, **changes: Any) -> TrainConfig:  # no
     return TrainConfig(**arguments | changes)
 
 
-def weights_of(trained: TrainResult) -> dict[str, torch.Tensor]:
-    state: dict[str, torch.Tensor] = read_checkpoint(trained.checkpoint).state_dict
-    return state
-
-
 @pytest.fixture(scope="module")
 def undisturbed(root: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, torch.Tensor]:
-    """The weights of the training on local shards."""
+    """Return the weights of the training on local shards."""
     out = tmp_path_factory.mktemp("undisturbed") / "run"
     return weights_of(train(streamed(root / "train", out), ALONE))
-
-
-def assert_same(first: dict[str, torch.Tensor], second: dict[str, torch.Tensor]) -> None:
-    assert first.keys() == second.keys()
-    assert [name for name, value in first.items() if not torch.equal(value, second[name])] == []
 
 
 FAULTS: dict[str, list[Fault]] = {
@@ -223,7 +198,7 @@ FAULTS: dict[str, list[Fault]] = {
     "cut short": [cut(2000), cut(0), cut(100)],
     "silent": [stall(1000)],
     "a wrong bit": [flip(700)],
-    "another file, for a while": [replaced(b"x" * 3000)],
+    "another file": [replaced(b"x" * 3000)],
     "a slow link": [slowly(0.2)] * 9,
 }
 
@@ -232,7 +207,7 @@ FAULTS: dict[str, list[Fault]] = {
     ("fault", "num_workers"),
     [*((fault, 0) for fault in FAULTS), ("busy", 2), ("cut short", 2)],
 )
-def test_what_passes_at_a_server_leaves_no_trace_in_the_weights(
+def test_temporary_server_faults_do_not_change_the_weights(
     root: Path,
     undisturbed: dict[str, torch.Tensor],
     tmp_path: Path,
@@ -248,7 +223,7 @@ def test_what_passes_at_a_server_leaves_no_trace_in_the_weights(
     assert_same(weights_of(trained), undisturbed)
 
 
-def test_validation_and_test_sets_come_from_addresses_too(root: Path, tmp_path: Path) -> None:
+def test_validation_and_test_sets_are_streamed(root: Path, tmp_path: Path) -> None:
     histories = []
     with FaultyServer(root) as server:
         for name, base in (("here", root), ("there", server.url().rstrip("/"))):
@@ -263,7 +238,7 @@ def test_validation_and_test_sets_come_from_addresses_too(root: Path, tmp_path: 
     assert {"validation_error", "test_error"} <= histories[0][0].keys()
 
 
-def test_patience_counts_from_the_last_byte_that_came(root: Path, tmp_path: Path) -> None:
+def test_the_download_timeout_counts_from_the_last_new_byte(root: Path, tmp_path: Path) -> None:
     (shard, *_) = open_shards(root / "train").shards
     access = RemoteAccess(download_timeout_s=0.3, first_wait_s=0.2, longest_wait_s=0.2)
     with FaultyServer(root) as server:
@@ -273,7 +248,7 @@ def test_patience_counts_from_the_last_byte_that_came(root: Path, tmp_path: Path
         assert len(server.requests(f"train/{shard.file}")) == 13
 
 
-def test_the_index_stays_in_a_cache_that_is_full(root: Path, tmp_path: Path) -> None:
+def test_the_index_stays_in_a_full_cache(root: Path, tmp_path: Path) -> None:
     sizes = [shard.n_bytes for shard in open_shards(root / "train").shards]
     remote = Remote(limit_bytes=3 * max(sizes))
     with FaultyServer(root) as server:
@@ -288,10 +263,10 @@ def test_the_index_stays_in_a_cache_that_is_full(root: Path, tmp_path: Path) -> 
     assert copied.shards.samples.tolist() == opened.shards.samples.tolist()
 
 
-def test_an_outage_in_the_middle_is_outlasted(
+def test_training_survives_a_server_outage(
     root: Path, undisturbed: dict[str, torch.Tensor], tmp_path: Path
 ) -> None:
-    # Of a second, with pauses scaled down as much from a minute.
+    # The outage takes a second; retry waits are scaled down accordingly.
     with FaultyServer(root) as server:
         names = [f"train/set-{number:04}.tar" for number in range(N_SHARDS)]
         over = threading.Timer(1.0, server.always.clear)
@@ -316,9 +291,9 @@ def test_an_outage_in_the_middle_is_outlasted(
         (cut(0), "given up after 1.5 s"),
         (replaced(encoded(drawn_images(1)[0])), ", got "),
     ],
-    ids=["busy for good", "gone", "dead", "another for good"],
+    ids=["busy", "missing", "dead", "replaced"],
 )
-def test_what_does_not_pass_ends_the_training_and_names_the_shard(
+def test_permanent_server_faults_end_training_and_name_the_shard(
     root: Path, tmp_path: Path, fault: Fault, message: str, num_workers: int
 ) -> None:
     access = replace(ACCESS, download_timeout_s=1.5)
@@ -332,23 +307,23 @@ def test_what_does_not_pass_ends_the_training_and_names_the_shard(
     assert message in str(refusal.value)
 
 
-def test_the_samples_of_a_loss_that_is_no_number_are_named(root: Path, tmp_path: Path) -> None:
+def test_a_nonfinite_loss_names_streamed_samples(root: Path, tmp_path: Path) -> None:
     with FaultyServer(root) as server:
         training = streamed(server.url("train"), tmp_path / "run")
         recipe = replace(training.recipe, learning_rate=1e30)
         with pytest.raises(PipelineError, match="the samples of its batch are in"):
             train(replace(training, recipe=recipe), ALONE)
     (path,) = (tmp_path / "run").glob("nonfinite-loss-*.json")
-    said = json.loads(path.read_text())
-    assert said["keys"] == [f"{i:08}" for i in said["samples"]]
-    assert len(set(said["samples"])) == BATCH
+    document = json.loads(path.read_text())
+    assert document["keys"] == [f"{i:08}" for i in document["samples"]]
+    assert len(set(document["samples"])) == BATCH
 
 
 # --- The watchdog --------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("num_workers", [0, 2])
-def test_the_watchdog_names_the_shard_that_does_not_come(
+def test_the_watchdog_names_the_awaited_shard(
     root: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture, num_workers: int
 ) -> None:
     watchdog = Watchdog(first_report_s=0.4)
@@ -361,23 +336,23 @@ def test_the_watchdog_names_the_shard_that_does_not_come(
         begun = time.monotonic()
         train(streamed(address, out, access=access, num_workers=num_workers), processes)
         took = time.monotonic() - begun
-    said = [each.getMessage() for each in caplog.records if "no step for" in each.getMessage()]
-    of_it = [each for each in said if f"waiting for {address}/set-0005.tar" in each]
-    # At doubling intervals from 0.4 seconds on, and once more where a worker asked before.
-    assert 1 <= len(of_it) <= math.log2(took / 0.4) + 2, said
+    reports = [each.getMessage() for each in caplog.records if "no step for" in each.getMessage()]
+    of_shard = [each for each in reports if f"waiting for {address}/set-0005.tar" in each]
+    # Reports double their interval from 0.4 s on; a worker may add one.
+    assert 1 <= len(of_shard) <= math.log2(took / 0.4) + 2, reports
 
 
-def test_the_watchdog_tells_and_does_not_end_what_may_take_long(
+def test_the_watchdog_only_reports_waits_without_limit(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     watchdog = Watchdog(limit_s=0.2, first_report_s=0.1)
-    with watchdog.watching(), watchdog.awaiting("a large set"), watchdog.without_limit():
+    with watchdog.watching(), watchdog.awaiting("a large dataset"), watchdog.without_limit():
         time.sleep(0.8)
-    assert any("waiting for a large set" in each.getMessage() for each in caplog.records)
+    assert any("waiting for a large dataset" in each.getMessage() for each in caplog.records)
 
 
 @pytest.mark.parametrize("arguments", [{"limit_s": -1.0}, {"first_report_s": 0.0}])
-def test_a_watchdog_refuses_nonsense(arguments: dict[str, float]) -> None:
+def test_a_watchdog_rejects_invalid_values(arguments: dict[str, float]) -> None:
     with pytest.raises(ValueError, match="seconds"):
         Watchdog(**arguments)
 
@@ -385,11 +360,11 @@ def test_a_watchdog_refuses_nonsense(arguments: dict[str, float]) -> None:
 # --- Checkpoints within an epoch -----------------------------------------------------------------
 
 
-def test_checkpoints_within_an_epoch_lose_no_more_steps_than_are_asked_for(
+def test_checkpoint_every_bounds_the_lost_steps(
     root: Path, undisturbed: dict[str, torch.Tensor], tmp_path: Path
 ) -> None:
     class Ended(Exception):
-        """As a power cut: nothing is written after it."""
+        """Stands for a power cut: nothing is written after it."""
 
     def ending_at(step: int) -> Callable[[StepProgress], None]:
         def show(shown: StepProgress) -> None:
@@ -398,461 +373,12 @@ def test_checkpoints_within_an_epoch_lose_no_more_steps_than_are_asked_for(
 
         return show
 
-    asked = {"checkpoint_every": 3, "resume": True}
+    options = {"checkpoint_every": 3, "resume": True}
     seen = []
     for step in (8, 15):
         with pytest.raises(Ended):
-            train(streamed(root / "train", tmp_path / "run", **asked), ALONE, ending_at(step))
+            train(streamed(root / "train", tmp_path / "run", **options), ALONE, ending_at(step))
         seen.append([int(path.stem[5:]) for path in find_checkpoints(tmp_path / "run")])
     assert seen == [[3, 6], [9, 12]]
-    ended = train(streamed(root / "train", tmp_path / "run", **asked), ALONE)
+    ended = train(streamed(root / "train", tmp_path / "run", **options), ALONE)
     assert_same(weights_of(ended), undisturbed)
-
-
-# --- Hosts ---------------------------------------------------------------------------------------
-
-
-@dataclass
-class Host:
-    """A started torchrun. record: what its process trained on."""
-
-    running: "subprocess.Popen[bytes]"
-    record: Path
-    log: Path
-
-    def lines(self) -> list[dict[str, Any]]:
-        if not self.record.exists():
-            return []
-        return [json.loads(line) for line in self.record.read_text().splitlines()]
-
-    def wait_for_step(self, step: int, size: int | None = None) -> None:
-        """Wait until a step was begun; size: among so many processes."""
-        end = time.monotonic() + 240
-        while time.monotonic() < end:
-            if any(line["step"] >= step and size in {None, line["size"]} for line in self.lines()):
-                return
-            assert self.running.poll() is None, self.log.read_text()
-            time.sleep(0.05)
-        raise TimeoutError(self.log.read_text())
-
-
-def start(
-    arguments: Sequence[object],
-    folder: Path,
-    *,
-    name: str,
-    torchrun: Sequence[str] = (),
-    before: Sequence[str] = (),
-    environment: dict[str, str],
-) -> Host:
-    """Start pixmix-train, under torchrun if it is told how."""
-    record, log = folder / f"{name}.jsonl", folder / f"{name}.log"
-    launcher = [] if not torchrun else ["-m", "torch.distributed.run", *torchrun, "-m", "--"]
-    program = ["recorded_train"] if torchrun else ["-m", "recorded_train"]
-    with log.open("ab") as file:
-        running = subprocess.Popen(
-            [*before, sys.executable, *launcher, *program, *map(str, arguments)],
-            env={
-                **os.environ,
-                "RECORD": str(record),
-                "PYTHONPATH": os.pathsep.join([str(TESTS.parent), str(TESTS)]),
-                "OMP_NUM_THREADS": "1",
-                **environment,
-            },
-            cwd=folder,
-            stdout=file,
-            stderr=file,
-            start_new_session=True,
-        )
-    return Host(running=running, record=record, log=log)
-
-
-def arguments_of(data: str | Path, out: Path, cache: Path, *more: object) -> list[object]:
-    return [
-        "folder", "--data", data, "--out", out, "--cache-dir", cache, "--no-mixing-set",
-        "--model", "networks:classifier", "--epochs", EPOCHS, "--batch-size", BATCH,
-        "--shuffle-window", 1, "--workers", 0, "--precision", "float32", "--device", "cpu",
-        "--checkpoint-every", 2, "--resume", "auto", *more,
-    ]  # fmt: skip
-
-
-def plan(epochs: int = EPOCHS, window: int = 1, partitions: int = 1) -> list[list[int]]:
-    """The batches of a whole training, at any number of processes."""
-    batches = []
-    sizes = [A_SHARD] * N_SHARDS
-    for epoch in range(epochs):
-        order = EpochOrder(
-            N,
-            seed=0,
-            epoch=epoch,
-            shard_sizes=sizes,
-            shuffle_window=window,
-            shard_partitions=partitions,
-        ).whole()
-        found = training_batches(
-            order, batch_size=BATCH, rank=0, world_size=1, shard_partitions=partitions
-        )
-        batches += [indices.tolist() for _, indices in found]
-    return batches
-
-
-def joined_batches(hosts: Sequence[Host]) -> dict[int, list[int]]:
-    """The batch of each step that all processes together have recorded."""
-    steps: dict[int, dict[int, list[int]]] = {}
-    sizes: dict[int, int] = {}
-    for line in (line for host in hosts for line in host.lines()):
-        steps.setdefault(line["step"], {})[line["rank"]] = line["indices"]
-        sizes[line["step"]] = line["size"]
-    whole = {step: parts for step, parts in steps.items() if len(parts) == sizes[step]}
-    return {
-        step: [i for rank in sorted(parts) for i in parts[rank]] for step, parts in whole.items()
-    }
-
-
-def shards_of(lines: Sequence[dict[str, Any]]) -> set[str]:
-    return {f"set-{i // A_SHARD:04}.tar" for line in lines for i in line["indices"]}
-
-
-@pytest.fixture
-def hosts() -> Iterator[Sequence[str]]:
-    with two_hosts() as names:
-        yield names
-
-
-@pytest.mark.parametrize("program", ["nginx", "python"])
-def test_the_log_of_a_server_tells_what_was_downloaded(
-    root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, program: str
-) -> None:
-    if program == "python":
-        monkeypatch.setattr("file_server.shutil.which", lambda _: None)
-    elif shutil.which("nginx") is None:
-        pytest.skip("nginx is not installed")
-    port = free_port()
-    (tmp_path / "work").mkdir()
-    with served(root, port, tmp_path / "work") as log:
-        where = f"http://127.0.0.1:{port}/train"
-        opened = open_set(where, cache_dir=tmp_path / "cache", remote=None)
-        for shard in (2, 5, 2):
-            opened.files.hold(shard).release()
-        sizes = {each.file: [each.n_bytes] for each in opened.shards.shards}
-        assert downloads(log, "127.0.0.1") == {
-            name: sizes[name] for name in ("set-0002.tar", "set-0005.tar")
-        }
-        assert downloads(log, "127.0.0.2") == {}
-
-
-@pytest.mark.slow
-def test_hosts_download_what_they_need_once_and_a_lost_one_leaves_the_order_as_it_was(
-    root: Path, tmp_path: Path, hosts: Sequence[str]
-) -> None:
-    port = free_port()
-    address = f"http://{ADDRESSES[0]}:{port}"
-    sizes = {shard.file: shard.n_bytes for shard in open_shards(root / "train").shards}
-
-    def begin(
-        run: str, phase: str, numbers: Sequence[int], *more: object, pause: float = 0.0
-    ) -> list[Host]:
-        """Start pixmix-train on some of the hosts, each with a disk of its own."""
-        rendezvous = free_port()
-        started = []
-        for number in numbers:
-            folder = tmp_path / f"{run} of host {number}"
-            folder.mkdir(exist_ok=True)
-            torchrun = [
-                "--nnodes", str(len(numbers)), "--nproc-per-node", "1", "--rdzv-backend", "c10d",
-                "--rdzv-endpoint", f"{ADDRESSES[numbers[0]]}:{rendezvous}", "--rdzv-id", phase,
-                "--rdzv-conf", f"is_host={int(number == numbers[0])}",
-                "--local-addr", ADDRESSES[number],
-            ]  # fmt: skip
-            arguments = arguments_of(f"{address}/train", folder / "out", folder / "cache", *more)
-            started.append(
-                start(
-                    arguments, folder, name=phase, torchrun=torchrun,
-                    before=["ip", "netns", "exec", hosts[number]],
-                    environment={
-                        "PAUSE": str(pause), "GLOO_SOCKET_IFNAME": f"pixmix-{number}",
-                    },
-                )
-            )  # fmt: skip
-        return started
-
-    def end(started: Sequence[Host]) -> None:
-        for host in started:
-            assert host.running.wait(timeout=300) == 0, host.log.read_text()
-
-    with served(root, port, tmp_path, ["ip", "netns", "exec", hosts[0]]) as log:
-        # Unbroken: what is downloaded is what the plan needs, each shard once.
-        unbroken = begin("unbroken", "whole", [0, 1])
-        end(unbroken)
-        assert joined_batches(unbroken) == dict(enumerate(plan()))
-        for host, where in zip(unbroken, ADDRESSES, strict=True):
-            needed = shards_of(host.lines())
-            assert len(needed) < N_SHARDS
-            assert downloads(log, where) == {name: [sizes[name]] for name in sorted(needed)}
-        # A host needs the shards of its partitions alone, whatever is shuffled together.
-        before = log.read_text()
-        in_partitions = begin(
-            "partitions",
-            "partitions",
-            [0, 1],
-            "--epochs",
-            1,
-            "--shuffle-window",
-            3,
-            "--shard-partitions",
-            2,
-        )
-        end(in_partitions)
-        assert joined_batches(in_partitions) == dict(
-            enumerate(plan(epochs=1, window=3, partitions=2))
-        )
-        log.write_text(log.read_text().removeprefix(before))
-        halves = [downloads(log, where).keys() for where in ADDRESSES]
-        assert [len(half) for half in halves] == [N_SHARDS // 2] * 2
-        assert not halves[0] & halves[1]
-        # Broken: the host that does not write is lost, then the other one, which went on alone.
-        before = log.read_text()
-        pair = begin("broken", "pair", [0, 1], pause=0.3)
-        for host in pair:
-            host.wait_for_step(5)
-        outs = [tmp_path / f"broken of host {number}" / "out" for number in (0, 1)]
-        (writer,) = [number for number in (0, 1) if find_checkpoints(outs[number])]
-        kill_host(hosts[1 - writer])
-        pair[1 - writer].running.wait()
-        assert pair[writer].running.wait(timeout=120) != 0
-        assert "another process was lost" in pair[writer].log.read_text()
-        (alone,) = begin("broken", "alone", [writer], pause=0.3)
-        alone.wait_for_step(9)
-        assert min(line["step"] for line in alone.lines()) >= 4
-        os.killpg(alone.running.pid, signal.SIGKILL)
-        for line in alone.lines()[:1]:
-            os.kill(line["process"], signal.SIGKILL)
-        alone.running.wait()
-        again = begin("broken", "again", [0, 1])
-        end(again)
-        assert min(line["step"] for line in again[0].lines()) >= 8
-        phases = [joined_batches(each) for each in (pair, [alone], again)]
-        assert {step for phase in phases for step in phase} == set(range(STEPS))
-        for phase in phases:
-            assert phase == {step: plan()[step] for step in phase}
-        # The weights are those of the unbroken run, but for sums in another order on the way.
-        log.write_text(log.read_text().removeprefix(before))
-        for number, where in enumerate(ADDRESSES):
-            got = downloads(log, where)
-            lines = [line for each in (pair, again) for line in each[number].lines()]
-            lines += alone.lines() if number == writer else []
-            assert shards_of(lines) <= got.keys()
-            assert all(sum(parts) == sizes[name] for name, parts in got.items())
-
-
-# --- Processes that get ready --------------------------------------------------------------------
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize(
-    ("what", "first", "second"),
-    [
-        # It may make shards for as long as it takes, and the watchdogs let it.
-        ("slow", "bytes", "bytes"),
-        ("fails", "PipelineError: it has failed", "PipelineError: another process could not begin"),
-        ("ends", "", "LostProcessError: another process was lost"),
-    ],
-)
-def test_processes_get_ready_together_or_not_at_all(what: str, first: str, second: str) -> None:
-    said, codes = two_that_meet(what)
-    assert said[0].startswith(first)
-    assert said[1].startswith(second)
-    assert codes == [9 if what == "ends" else 0, 0]
-
-
-@pytest.mark.slow
-def test_processes_of_a_machine_share_its_cores() -> None:
-    assert two_that_meet("shares") == ([f"{max(1, available_cores() // 2)}\n"] * 2, [0, 0])
-
-
-def two_that_meet(what: str) -> tuple[list[str], list[int]]:
-    """What two processes of process_pair.py print, and their exit codes."""
-    port = str(free_port())
-    started = [
-        subprocess.Popen(
-            [sys.executable, TESTS / "process_pair.py", what],
-            env={
-                **os.environ, "RANK": str(rank), "WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1",
-                "MASTER_PORT": port, "GLOO_SOCKET_IFNAME": "lo", "PYTHONPATH": str(TESTS.parent),
-            },
-            stdout=subprocess.PIPE,
-            text=True,
-        )
-        for rank in range(2)
-    ]  # fmt: skip
-    said = [each.communicate(timeout=120)[0] for each in started]
-    return said, [each.returncode for each in started]
-
-
-def test_shards_that_another_host_has_made_are_not_here(tmp_path: Path) -> None:
-    for dataset, place in (("digits", None), ("cifar10", tmp_path)):
-        with pytest.raises(PipelineError, match="process 0 made them on its own host"):
-            open_training_data(dataset, place, tmp_path / "made", nothing, maker=False)  # type: ignore[arg-type]
-
-
-# --- Processes that are lost, or hang ------------------------------------------------------------
-
-
-@contextmanager
-def two_processes(
-    root: Path, tmp_path: Path, *more: object, others: Path | None = None
-) -> Iterator[list[Host]]:
-    """Give two processes of a training, started without torchrun; others: the second one's data."""
-    port = str(free_port())
-    started = [
-        start(
-            arguments_of(data, tmp_path / "out", tmp_path / "cache", *more),
-            tmp_path,
-            name=f"process {rank}",
-            environment={
-                "RANK": str(rank), "WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1",
-                "MASTER_PORT": port, "GLOO_SOCKET_IFNAME": "lo", "PAUSE": "0.1",
-            },
-        )
-        for rank, data in enumerate((root, others or root))
-    ]  # fmt: skip
-    try:
-        yield started
-    finally:
-        for each in started:
-            if each.running.poll() is None:
-                os.killpg(each.running.pid, signal.SIGKILL)
-                each.running.wait()
-
-
-def errors_of(host: Host) -> list[str]:
-    text = host.log.read_text()
-    assert "Traceback" not in text, text
-    return [line for line in text.splitlines() if "Error: " in line]
-
-
-@pytest.mark.slow
-def test_a_process_whose_other_was_killed_ends_with_one_line(root: Path, tmp_path: Path) -> None:
-    with two_processes(root, tmp_path) as (first, second):
-        first.wait_for_step(3)
-        second.running.send_signal(signal.SIGKILL)
-        assert first.running.wait(timeout=60) == 1
-        (line,) = errors_of(first)
-    assert "another process was lost" in line
-    assert "give the same command again with --resume auto" in line
-
-
-@pytest.mark.slow
-def test_a_process_whose_other_stands_still_says_so_and_ends(root: Path, tmp_path: Path) -> None:
-    with two_processes(root, tmp_path, "--watchdog-timeout", 8) as (first, second):
-        first.wait_for_step(3)
-        second.running.send_signal(signal.SIGSTOP)
-        assert first.running.wait(timeout=60) == 1
-        (line,) = errors_of(first)
-    assert "waiting for" in line
-    assert "the other processes" in line
-    assert "--watchdog-timeout" in line
-
-
-@pytest.mark.slow
-def test_a_failure_in_one_process_ends_the_other_with_one_line_too(
-    root: Path, tmp_path: Path
-) -> None:
-    (tmp_path / "out").mkdir()
-    (tmp_path / "out" / "checkpoints").touch()
-    with two_processes(root, tmp_path) as (first, second):
-        assert [each.running.wait(timeout=120) for each in (first, second)] == [1, 1]
-        lines = [errors_of(each) for each in (first, second)]
-    assert "is a file; choose a folder for --out" in lines[0][0]
-    assert "another process failed to start; see its error" in lines[1][0]
-
-
-@pytest.mark.slow
-def test_hosts_with_other_data_are_told_apart_before_they_train(root: Path, tmp_path: Path) -> None:
-    contents = [encoded(each, "jpg") for each in drawn_images(N, size=(40, 48))]
-    other = write_shards(tmp_path / "other", contents, sizes=[N // 2] * 2, extension="jpg")
-    with two_processes(root, tmp_path, others=other) as started:
-        assert [each.running.wait(timeout=120) for each in started] == [1, 1]
-        for each in started:
-            (line,) = errors_of(each)
-            assert "--data differs between process 1 and process 0" in line
-
-
-@pytest.mark.slow
-def test_a_worker_that_is_killed_ends_the_training_with_one_line(
-    root: Path, tmp_path: Path
-) -> None:
-    running = start(
-        arguments_of(root, tmp_path / "out", tmp_path / "cache", "--workers", 2), tmp_path,
-        name="alone", environment={"PAUSE": "0.3"},
-    )  # fmt: skip
-    running.wait_for_step(2)
-    tasks = Path(f"/proc/{running.running.pid}/task")
-    children = [
-        int(child) for path in tasks.glob("*/children") for child in path.read_text().split()
-    ]
-    workers = [
-        child
-        for child in children
-        if b"resource_tracker" not in Path(f"/proc/{child}/cmdline").read_bytes()
-    ]
-    assert len(workers) == 2
-    os.kill(workers[0], signal.SIGKILL)
-    assert running.running.wait(timeout=60) == 1
-    (line,) = errors_of(running)
-    assert "a worker that decodes images was killed" in line
-
-
-@pytest.mark.slow
-def test_hosts_of_torchrun_that_are_lost_and_come_back_leave_the_order_as_it_was(
-    root: Path, tmp_path: Path
-) -> None:
-    port = free_port()
-
-    def begin(number: int) -> Host:
-        torchrun = [
-            "--nnodes", "1:2", "--nproc-per-node", "1", "--max-restarts", "3",
-            "--rdzv-backend", "c10d", "--rdzv-endpoint", f"127.0.0.1:{port}",
-            "--rdzv-conf", f"is_host={int(number == 0)},last_call_timeout=5,keep_alive_interval=1",
-            "--local-addr", "127.0.0.1",
-        ]  # fmt: skip
-        return start(
-            arguments_of(root, tmp_path / "out", tmp_path / f"cache {number}"), tmp_path,
-            name=f"host {number}", torchrun=torchrun,
-            environment={
-                "PAUSE": "1.5", "GLOO_SOCKET_IFNAME": "lo",
-                # Or a launcher that comes waits for an address that the first keeps to itself: seen
-                # with torch 2.14.
-                "TORCH_DISABLE_SHARE_RDZV_TCP_STORE": "1",
-            },
-        )  # fmt: skip
-
-    stays, goes = begin(0), begin(1)
-    for each in (stays, goes):
-        each.wait_for_step(5, size=2)
-    for process in {line["process"] for line in goes.lines()}:
-        os.kill(process, signal.SIGKILL)
-    os.killpg(goes.running.pid, signal.SIGKILL)
-    goes.running.wait()
-    stays.wait_for_step(0, size=1)
-    comes = begin(2)
-    for each in (stays, comes):
-        assert each.running.wait(timeout=180) == 0, each.log.read_text()
-    lines = stays.lines()
-    # What both had taken before one was lost may be among what they take when it is back.
-    since = lines[[line["size"] for line in lines].index(1) :]
-    alone = [line["step"] for line in since if line["size"] == 1]
-    together = [line["step"] for line in comes.lines()]
-    # Two steps at most are taken again, none where the first process saved its last; who comes
-    # costs none.
-    assert 4 <= alone[0] <= 7
-    assert [*alone, *together] == list(range(alone[0], STEPS))
-    assert len(together) > 0
-    batches: dict[int, list[int]] = {}
-    for line in sorted(since + comes.lines(), key=lambda line: line["rank"]):
-        if line["step"] in together and line["size"] == 2:
-            batches.setdefault(line["step"], []).extend(line["indices"])
-        elif line["step"] in alone and line["size"] == 1:
-            batches[line["step"]] = line["indices"]
-    assert batches == {step: plan()[step] for step in [*alone, *together]}
-    assert read_checkpoint(find_checkpoints(tmp_path / "out")[-1]).step == STEPS

@@ -1,4 +1,4 @@
-"""A training in Weights & Biases: with a stand-in of its package, and with the package offline."""
+"""TensorBoard and Weights & Biases, with a fake wandb and with the real one offline."""
 
 import json
 import sys
@@ -14,8 +14,10 @@ from pipelines.cli import train
 from pipelines.errors import PipelineError
 from pipelines.provenance import DataFacts, SessionState, Settings, recorded
 from pipelines.training.data import open_training_data
-from pipelines.training.recipes import named_recipe
-from pipelines.training.tracking import tracked
+from pipelines.training.recipes import (
+    named_recipe,
+)
+from pipelines.training.tracking import log_to_tensorboard, tracked
 
 DIGITS = named_recipe("digits")
 
@@ -29,7 +31,7 @@ EPOCH = {"epoch": 1, "step": 5, "train_loss": 2.0, "test_error": 0.5}
 
 
 def run(out: Path, *, finished: bool = True) -> None:
-    """Do what a training of one epoch does."""
+    """Log like a training of one epoch."""
     out.mkdir(exist_ok=True)
     with (
         tracked(out, wandb=True) as shown,
@@ -46,8 +48,8 @@ def record_of(out: Path) -> dict[str, Any]:
     return found
 
 
-class StandIn(types.ModuleType):
-    """What is used of wandb, which keeps what it is given."""
+class FakeWandb(types.ModuleType):
+    """A fake of the used parts of wandb that records its calls."""
 
     Error = type("Error", (Exception,), {})
 
@@ -56,20 +58,20 @@ class StandIn(types.ModuleType):
         self.begun: list[dict[str, Any]] = []
         self.logged: list[tuple[dict[str, Any], int]] = []
         self.ended: list[int] = []
-        self.refusals: dict[str, Exception] = {}
+        self.errors: dict[str, Exception] = {}
 
     def Settings(self, **settings: Any) -> dict[str, Any]:  # noqa: ANN401
         return settings
 
-    def init(self, **given: Any) -> "StandIn":  # noqa: ANN401
-        if "init" in self.refusals:
-            raise self.refusals["init"]
-        self.begun.append(given)
+    def init(self, **options: Any) -> "FakeWandb":  # noqa: ANN401
+        if "init" in self.errors:
+            raise self.errors["init"]
+        self.begun.append(options)
         return self
 
     def log(self, record: dict[str, Any], step: int) -> None:
-        if "log" in self.refusals:
-            raise self.refusals["log"]
+        if "log" in self.errors:
+            raise self.errors["log"]
         self.logged.append((record, step))
 
     def finish(self, exit_code: int) -> None:
@@ -77,32 +79,32 @@ class StandIn(types.ModuleType):
 
 
 @pytest.fixture
-def wandb(monkeypatch: pytest.MonkeyPatch) -> StandIn:
-    module = StandIn()
+def wandb(monkeypatch: pytest.MonkeyPatch) -> FakeWandb:
+    module = FakeWandb()
     monkeypatch.setitem(sys.modules, "wandb", module)
     return module
 
 
-def test_a_run_has_the_settings_and_each_epoch_and_no_secrets(
-    tmp_path: Path, wandb: StandIn, monkeypatch: pytest.MonkeyPatch
+def test_wandb_gets_settings_and_epochs_without_secrets(
+    tmp_path: Path, wandb: FakeWandb, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(sys, "argv", ["pixmix-train", "--token", "hunter2"])
     monkeypatch.setenv("WANDB_PROJECT", "mine")
     run(tmp_path / "a")
-    (given,) = wandb.begun
+    (options,) = wandb.begun
     record = record_of(tmp_path / "a")
-    assert (given["id"], given["name"], given["project"]) == (record["id"], "a", "mine")
-    assert given["config"]["recipe"] == record["settings"]["recipe"]
-    assert "hunter2" not in repr(given)
-    # It would send the command line as it was typed, and the name of the machine.
-    assert given["settings"]["x_disable_meta"] is True
-    assert given["settings"]["x_disable_machine_info"] is True
+    assert (options["id"], options["name"], options["project"]) == (record["id"], "a", "mine")
+    assert options["config"]["recipe"] == record["settings"]["recipe"]
+    assert "hunter2" not in repr(options)
+    # Otherwise wandb would send the command line and the host name.
+    assert options["settings"]["x_disable_meta"] is True
+    assert options["settings"]["x_disable_machine_info"] is True
     assert wandb.logged == [(EPOCH, 5)]
     assert wandb.ended == [0]
 
 
-def test_a_run_that_is_resumed_keeps_its_id_and_one_that_was_stopped_is_no_success(
-    tmp_path: Path, wandb: StandIn
+def test_a_resumed_run_keeps_its_id_and_a_stopped_run_is_not_a_success(
+    tmp_path: Path, wandb: FakeWandb
 ) -> None:
     run(tmp_path / "a", finished=False)
     run(tmp_path / "a")
@@ -112,24 +114,24 @@ def test_a_run_that_is_resumed_keeps_its_id_and_one_that_was_stopped_is_no_succe
     assert wandb.ended == [1, 0]
 
 
-def test_what_wandb_refuses_ends_a_training_at_its_beginning_and_not_later(
-    tmp_path: Path, wandb: StandIn, caplog: pytest.LogCaptureFixture
+def test_errors_of_wandb_end_training_only_at_its_start(
+    tmp_path: Path, wandb: FakeWandb, caplog: pytest.LogCaptureFixture
 ) -> None:
-    wandb.refusals["init"] = wandb.Error("No API key configured.\nmore")
+    wandb.errors["init"] = wandb.Error("No API key configured.\nmore")
     with pytest.raises(
         PipelineError, match=r"No API key configured\. .*WANDB_MODE=offline"
     ) as error:
         run(tmp_path / "a")
     assert "\n" not in str(error.value)
     assert record_of(tmp_path / "a")["status"] == "failed"
-    wandb.refusals = {"log": wandb.Error("away")}
+    wandb.errors = {"log": wandb.Error("away")}
     run(tmp_path / "a")
     assert "away" in caplog.text
     assert wandb.ended == [0]
 
 
 @pytest.mark.slow
-def test_the_command_tracks_a_training(tmp_path: Path, wandb: StandIn) -> None:
+def test_the_command_logs_to_wandb(tmp_path: Path, wandb: FakeWandb) -> None:
     pytest.importorskip("sklearn")
     open_training_data("digits", None, tmp_path / "data", lambda _done, _total: None)
     arguments = ["--data", tmp_path / "data", "--out", tmp_path / "a", "--augment", "none"]
@@ -142,7 +144,7 @@ def test_the_command_tracks_a_training(tmp_path: Path, wandb: StandIn) -> None:
     assert wandb.ended == [0]
 
 
-def test_a_package_that_is_missing_is_told_with_its_extra_before_anything_is_made(
+def test_a_missing_wandb_is_reported_before_anything_is_written(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setitem(sys.modules, "wandb", None)
@@ -154,7 +156,7 @@ def test_a_package_that_is_missing_is_told_with_its_extra_before_anything_is_mad
     assert not (tmp_path / "a").exists()
 
 
-def test_without_a_network_a_run_is_kept_in_its_folder(
+def test_an_offline_run_of_wandb_is_kept_in_out(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     pytest.importorskip("wandb")
@@ -166,8 +168,21 @@ def test_without_a_network_a_run_is_kept_in_its_folder(
     sought = [
         name.encode() for name in ("test_error", "batch_size", record_of(tmp_path / "a")["id"])
     ]
-    # A process of wandb's own writes it, a moment later.
+    # A process of wandb writes the file a little later.
     until = time.monotonic() + 60
     while not all(name in log.read_bytes() for name in sought):
         assert time.monotonic() < until
         time.sleep(0.1)
+
+
+def test_tensorboard_gets_the_record_of_each_epoch(tmp_path: Path) -> None:
+    pytest.importorskip("tensorboard")
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    for step in (5, 10):
+        log_to_tensorboard(tmp_path, {"epoch": step // 5, "step": step, "train_loss": 1 / step})
+    events = EventAccumulator(str(tmp_path / "tensorboard"))
+    events.Reload()
+    assert events.Tags()["scalars"] == ["train_loss"]
+    seen = [(each.step, round(each.value, 6)) for each in events.Scalars("train_loss")]
+    assert seen == [(5, 0.2), (10, 0.1)]

@@ -1,4 +1,4 @@
-"""A network and images of three classes, which the tests of evaluation share."""
+"""A network and images of three classes for the tests of evaluation."""
 
 import json
 from dataclasses import replace
@@ -30,7 +30,7 @@ N = 12
 
 
 class Brightness(nn.Module):
-    """Tells dark, middling and bright images apart, as sure as they are so."""
+    """Classifies images as dark, medium or bright by their mean."""
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         mean = x.mean((1, 2, 3))
@@ -65,12 +65,12 @@ def evaluation(root: Path, **changes: Any) -> Evaluation:  # noqa: ANN401
 
 
 def write_corrupted(folder: Path, names: tuple[str, ...]) -> dict[str, np.ndarray]:
-    """Write sets that become darker with each severity, some more than others."""
+    """Write corruptions in CIFAR-C's layout that darken with severity, at different rates."""
     folder.mkdir(parents=True)
     written = {}
-    for place, name in enumerate(names):
+    for index, name in enumerate(names):
         severities = [
-            (IMAGES * (1 - 0.1 * severity * (1 + place % 3) / 3)).astype(np.uint8)
+            (IMAGES * (1 - 0.1 * severity * (1 + index % 3) / 3)).astype(np.uint8)
             for severity in range(1, 6)
         ]
         written[name] = np.concatenate(severities)
@@ -80,10 +80,12 @@ def write_corrupted(folder: Path, names: tuple[str, ...]) -> dict[str, np.ndarra
 
 
 def predict_one_by_one(images: np.ndarray) -> Predictions:
-    """Predictions one by one."""
-    images = as_tensor(images, torch.device("cpu"))
-    soft = torch.stack([classifier().logits(each[None])[0] for each in images]).softmax(1)
-    return Predictions(predicted=soft.argmax(1).numpy(), confidence=soft.max(1).values.numpy())
+    """Return predictions computed in batches of one image."""
+    batch = as_tensor(images, torch.device("cpu"))
+    softmax = torch.stack([classifier().logits(each[None])[0] for each in batch]).softmax(1)
+    return Predictions(
+        predicted=softmax.argmax(1).numpy(), confidence=softmax.max(1).values.numpy()
+    )
 
 
 MADE = {"seed": 0, "n": 200}
@@ -97,20 +99,20 @@ def write_made(folder: Path, **changes: object) -> None:
     (folder / "make-c.json").write_text(json.dumps({**MADE, **changes}))
 
 
-def of_c(error: float, made: bool = False, overlap: bool = False) -> dict[str, Any]:
-    made_of = {"by": "pixmix-eval make-c", "images": 200, "constants": "ImageNet", "seed": 0}
+def results_on_c(error: float, made: bool = False, overlap: bool = False) -> dict[str, Any]:
+    summary = {"by": "pixmix-eval make-c", "images": 200, "constants": "ImageNet", "seed": 0}
     return {
         "clean": {"error": 0.1},
         "calibration": {"rms": 0.1, "rms_temperature_scaled": 0.1},
         "c": {
             "mean_error": error,
             "mean_rms": 0.2,
-            **({"made": made_of} if made else {}),
+            **({"made": summary} if made else {}),
             **({"overlap": list(OVERLAPPING_OPERATIONS)} if overlap else {}),
         },
     }
 
 
-def huge(path: Path) -> None:
+def write_huge_file(path: Path) -> None:
     with path.open("wb") as file:
         file.truncate(20 << 30)

@@ -1,8 +1,8 @@
 """One of several processes of a training: python training_process.py FOLDER OUT EPOCHS [WHEN].
 
-RANK, WORLD_SIZE, MASTER_ADDR and MASTER_PORT say which. Prints the indices of all batches and a
-hash of the final weights and running means, and names the threads that are left. WHEN: the first
-process gets a SIGTERM while it shows a step, or saves a checkpoint.
+RANK, WORLD_SIZE, MASTER_ADDR and MASTER_PORT define the process. Prints the indices of all batches,
+a hash of the final weights and buffers, and the names of the remaining threads, as JSON. WHEN:
+"show" or "save", to send SIGTERM to the first process in on_step or before it writes a checkpoint.
 """
 
 import hashlib
@@ -25,7 +25,7 @@ from training_sets import training
 
 
 def main() -> None:
-    """Train, and tell."""
+    """Train and print the results."""
     torch.set_num_threads(1)
     folder, out, epochs = Path(sys.argv[1]), Path(sys.argv[2]), int(sys.argv[3])
     seen: list[list[int]] = []

@@ -165,10 +165,8 @@ class Command(click.Command):
         except click.MissingParameter as error:
             raise _MissingParameter(error.message, ctx, error.param) from error
         except click.BadParameter as error:
-            error.message = _NOT_A_NUMBER.sub(
-                lambda found: f"is not {_NUMBERS[found[1]]}", error.message
-            )
-            raise
+            text = _NOT_A_NUMBER.sub(lambda found: f"is not {_NUMBERS[found[1]]}", error.message)
+            raise click.BadParameter(text, error.ctx, error.param, error.param_hint) from error
         except click.NoSuchOption as error:
             own = {name for param in self.params for name in param.opts}
             name = _typed_option(typed, error)

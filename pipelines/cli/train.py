@@ -115,9 +115,9 @@ def _train(dataset: Dataset, options: dict[str, Any]) -> None:
     with (
         _stop_in_one_line(),
         watchdog.watching(),
-        stopping.in_time(),
+        stopping.enforced(),
         join_processes(options["device"], watchdog=watchdog) as processes,
-        stopping.with_others(processes),
+        stopping.synchronized(processes),
     ):
 
         def print_result(result: "TrainResult") -> None:
@@ -130,7 +130,7 @@ def _train(dataset: Dataset, options: dict[str, Any]) -> None:
             else:
                 print_result(result)
 
-        stopping.tell = print_end
+        stopping.on_exit = print_end
         data = _open_data(dataset, options, remote, processes)
         compile_kernels(pending)
         shards, validation = hold_out(data.train, options["val_fraction"])
@@ -267,8 +267,8 @@ def _stop_in_one_line() -> Iterator[None]:
 
 def _print_why(stopping: "Stopping", result: "TrainResult | None") -> None:
     """Print why a training ended, where a signal or an error ended it."""
-    if stopping.fault is not None:
-        click.echo(f"Error: no checkpoint was saved: {stopping.fault}", err=True)
+    if stopping.error is not None:
+        click.echo(f"Error: no checkpoint was saved: {stopping.error}", err=True)
     elif stopping.interrupted:
         click.echo(f"Error: {_INTERRUPTED}", err=True)
     elif result is None:
@@ -294,7 +294,7 @@ def _open_data(
                     data = find(made, **reading)
         with processes.together():
             if not processes.first:
-                data = find(lambda _done, _total: None, maker=False, **reading)
+                data = find(lambda _done, _total: None, writes_shards=False, **reading)
     return data
 
 

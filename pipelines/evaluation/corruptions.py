@@ -1,12 +1,12 @@
-"""Robustness and consistency: images that were corrupted, and sequences evaluate_perturbations more and more.
+"""Robustness to corruptions (C, C-bar) and consistency under perturbations (P).
 
-    ROOT/CIFAR-10-C/fog.npy, labels.npy     five severities, each in the test's order
-         CIFAR-10-C-made/...                the same, made by pixmix-eval make-c
-         CIFAR-10-C-Bar/...                 the same
-         ImageNet-C/fog/3/n01440764/*.JPEG  five severities, a folder a class
-         ImageNet-C-Bar/...                 the same, or with severities such as 0.80 for 1
+    ROOT/CIFAR-10-C/fog.npy, labels.npy     five severities, each in the order of the test set
+         CIFAR-10-C-made/...                same layout, made by pixmix-eval make-c
+         CIFAR-10-C-Bar/...                 same layout
+         ImageNet-C/fog/3/n01440764/*.JPEG  five severities, one folder per class
+         ImageNet-C-Bar/...                 same layout, or severities such as 0.80 in place of 1
          CIFAR-10-P/gaussian_noise.npy      (n, frames, 32, 32, 3)
-         ImageNet-P/tilt/n01440764/*.mp4    a video a sequence
+         ImageNet-P/tilt/n01440764/*.mp4    one video per sequence
 
 Layouts: github.com/hendrycks/robustness and github.com/facebookresearch/augmentation-corruption.
 """
@@ -53,21 +53,21 @@ CORRUPTIONS = (
     "zoom_blur", "snow", "frost", "fog", "brightness", "contrast", "elastic_transform", "pixelate",
     "jpeg_compression",
 )  # fmt: skip
-"""Of CIFAR-C and ImageNet-C, those that are scored; four more are for tuning."""
+"""The 15 scored corruptions of CIFAR-C and ImageNet-C, without the 4 for validation."""
 
 CIFAR_BAR = (
     "blue_noise_sample", "brownish_noise", "checkerboard_cutout", "inverse_sparkles",
     "pinch_and_twirl", "ripple", "circular_motion_blur", "lines", "sparkles",
     "transverse_chromatic_abberation",
 )  # fmt: skip
-"""Of CIFAR-C-bar (Mintun et al., NeurIPS 2021), spelt as its files are."""
+"""The corruptions of CIFAR-C-bar (Mintun et al., NeurIPS 2021), spelled as in its file names."""
 
 IMAGENET_BAR = (
     "blue_noise_sample", "brownish_noise", "caustic_refraction", "checkerboard_cutout",
     "cocentric_sine_waves", "inverse_sparkles", "perlin_noise", "plasma_noise",
     "single_frequency_greyscale", "sparkles",
 )  # fmt: skip
-"""Of ImageNet-C-bar, spelt as its folders are."""
+"""The corruptions of ImageNet-C-bar, spelled as in its folder names."""
 
 SEVERITIES = 5
 
@@ -75,11 +75,11 @@ CIFAR_PERTURBATIONS = (
     "gaussian_noise", "shot_noise", "motion_blur", "zoom_blur", "brightness", "translate",
     "rotate", "tilt", "scale",
 )  # fmt: skip
-"""Of CIFAR-P, without the tenth, in which its authors' script and generator differ."""
+"""The perturbations of CIFAR-P except the tenth, which differs between the authors' scripts."""
 
 
 OVERLAPPING_OPERATIONS = tuple(row.name for row in OPERATIONS if row.overlaps_c)
-"""Drawn by PixMix and AugMix where all operations are asked for, and always by TrivialAugment."""
+"""PixMix and AugMix draw these only with --all-ops; TrivialAugment always draws them."""
 
 
 CLASSES_FILE = "classes.txt"
@@ -91,11 +91,11 @@ _SEVERITY = re.compile(r"[0-9]{1,9}(\.[0-9]{1,9})?", re.ASCII)
 
 
 def evaluate_corruptions(evaluation: Evaluation) -> dict[str, Any]:
-    """Return the errors on NAME-C: their mean and, of ImageNet-C, mCE.
+    """Return the errors on NAME-C, their mean, and for ImageNet-C also the mCE.
 
-    "made" says what the set is made of if make-c made it, and "overlap" which operations of the
-    network's training overlap C's corruptions. There is no mCE of a made set, for AlexNet's errors,
-    by which it divides, are those on the official one.
+    "made" describes a dataset that make-c made. "overlap" lists the training operations that
+    overlap the corruptions of C. The mCE is left out for a dataset of make-c because it divides by
+    AlexNet's errors on the official ImageNet-C.
     """
     folder, made = evaluation.data.find_suite_folder("c")
     missing, damaged = remedy_for(evaluation.data.name, "-C"), DOWNLOAD_AGAIN
@@ -133,39 +133,39 @@ _Scores = tuple[dict[str, list[float]], dict[str, float]]
 def _score(
     evaluation: Evaluation, folder: Path, names: Sequence[str], missing: str, damaged: str
 ) -> _Scores:
-    """Return by corruption the errors by severity, and the RMS calibration error.
+    """Return, for each corruption, the error at each severity and the RMS calibration error.
 
-    missing, damaged: what to do about a set without all corruptions, and about a damaged array.
+    missing, damaged: remedies for a dataset that lacks a corruption and for a damaged array.
     """
     arrays = any(
         path.suffix == ".npy" and not is_ignored_name(path.name) for path in folder.iterdir()
     )
-    places = {
+    paths = {
         name: folder / f"{name}.npy" if arrays else corruption_folder(folder, name)
         for name in names
     }
-    _refuse_missing(folder, places, f"and the mean is over all; {missing}")
+    _check_complete(folder, paths, missing)
     if arrays:
-        return _score_arrays(evaluation, places, damaged)
-    return _score_trees(evaluation, places)
+        return _score_arrays(evaluation, paths, damaged)
+    return _score_trees(evaluation, paths)
 
 
-def _refuse_missing(folder: Path, places: Mapping[str, Path], remedy: str) -> None:
-    absent = [place for place in places.values() if not place.exists()]
+def _check_complete(folder: Path, paths: Mapping[str, Path], remedy: str) -> None:
+    absent = [path for path in paths.values() if not path.exists()]
     if absent:
         raise MissingDataError(
-            f"{folder} has no {absent[0].relative_to(folder)} ({len(absent)} of {len(places)} are "
-            f"missing), {remedy}"
+            f"{folder} has no {absent[0].relative_to(folder)} ({len(absent)} of {len(paths)} are "
+            f"missing), and the mean must be over all of them; {remedy}"
         )
 
 
-def _score_arrays(evaluation: Evaluation, places: Mapping[str, Path], remedy: str) -> _Scores:
-    """Return by corruption the errors by severity, and the RMS calibration error of all images."""
-    labels = _labels(next(iter(places.values())).parent, evaluation.data, remedy)
-    # All are checked before the first is predicted, which may take long.
+def _score_arrays(evaluation: Evaluation, paths: Mapping[str, Path], remedy: str) -> _Scores:
+    """Return the scores of CIFAR's layout; the calibration error is over all five severities."""
+    labels = _labels(next(iter(paths.values())).parent, evaluation.data, remedy)
+    # Every array is checked before the first one is predicted, which may take long.
     side = evaluation.data.side
-    arrays = {name: open_images(path, 4, side, remedy) for name, path in places.items()}
-    for name, path in places.items():
+    arrays = {name: open_images(path, 4, side, remedy) for name, path in paths.items()}
+    for name, path in paths.items():
         if len(arrays[name]) != len(labels):
             raise PipelineError(
                 f"{path} has {len(arrays[name])} images for {len(labels)} labels; {remedy}"
@@ -173,60 +173,60 @@ def _score_arrays(evaluation: Evaluation, places: Mapping[str, Path], remedy: st
     evaluation.meter.begin(len(arrays) * len(labels))
     errors, rms = {}, {}
     for name, images in arrays.items():
-        found = evaluation.classifier.predict(ArrayImages(images))
-        right = found.predicted == labels
-        errors[name] = [float((~severity).mean()) for severity in np.split(right, SEVERITIES)]
-        rms[name] = calibration_error(found.confidence, right)
+        predictions = evaluation.classifier.predict(ArrayImages(images))
+        correct = predictions.predicted == labels
+        errors[name] = [float((~severity).mean()) for severity in np.split(correct, SEVERITIES)]
+        rms[name] = calibration_error(predictions.confidence, correct)
     return errors, rms
 
 
-def _score_trees(evaluation: Evaluation, places: Mapping[str, Path]) -> _Scores:
-    """Return by corruption the errors by severity, and the mean of their RMS calibration errors."""
+def _score_trees(evaluation: Evaluation, paths: Mapping[str, Path]) -> _Scores:
+    """Return the scores of ImageNet's layout; the calibration error is a mean over severities."""
     data = evaluation.data
-    folders = {name: _severities(place, data.notices) for name, place in places.items()}
+    folders = {name: _severities(path, data.notices) for name, path in paths.items()}
     errors: dict[str, list[float]] = {}
     rms: dict[str, float] = {}
     for name, severities in folders.items():
-        errors[name], sure = [], []
+        errors[name], calibration_errors = [], []
         n = 0
         for folder in severities:
             images, labels, _ = open_tree(folder, data.resizing_transform.cropping_only(), data)
             if n and len(images) != n:
                 raise PipelineError(
-                    f"{folder} has {len(images)} images and {severities[0]} {n}; unpack the "
-                    "set again"
+                    f"{folder} has {len(images)} images and {severities[0]} has {n}; unpack the "
+                    "dataset again"
                 )
             if not errors[name] and len(errors) == 1:
-                evaluation.meter.begin(len(places) * SEVERITIES * len(images))
+                evaluation.meter.begin(len(paths) * SEVERITIES * len(images))
             n = len(images)
-            found = evaluation.classifier.predict(images)
-            right = found.predicted == labels
-            errors[name].append(float((~right).mean()))
-            sure.append(calibration_error(found.confidence, right))
-        rms[name] = float(np.mean(sure))
+            predictions = evaluation.classifier.predict(images)
+            correct = predictions.predicted == labels
+            errors[name].append(float((~correct).mean()))
+            calibration_errors.append(calibration_error(predictions.confidence, correct))
+        rms[name] = float(np.mean(calibration_errors))
     return errors, rms
 
 
-def _severities(place: Path, notices: Notices) -> list[Path]:
-    """Return the five folders of a corruption, from the least severe on.
+def _severities(folder: Path, notices: Notices) -> list[Path]:
+    """Return the five severity folders of a corruption, the mildest first.
 
-    They are named by numbers: 1 to 5, or the severities themselves (0.80, 1.60, ...), as the script
-    of ImageNet-C-Bar's authors writes them.
+    Their names are 1 to 5, or the severities themselves (0.80, 1.60, ...), as the script of the
+    authors of ImageNet-C-Bar writes them.
     """
     numbered = [
-        name for name in class_folders(place, ignored=notices.ignored) if _SEVERITY.fullmatch(name)
+        name for name in class_folders(folder, ignored=notices.ignored) if _SEVERITY.fullmatch(name)
     ]
     if len(numbered) != SEVERITIES or len(set(map(float, numbered))) != SEVERITIES:
         names = ", ".join(numbered[:8]) or "none"
         raise PipelineError(
-            f"{place} has {len(numbered)} folders named by a severity ({names}), and {SEVERITIES} "
-            "were expected; unpack the set again"
+            f"{folder} has {len(numbered)} folders named by a severity ({names}), expected "
+            f"{SEVERITIES}; unpack the dataset again"
         )
-    return [place / name for name in sorted(numbered, key=float)]
+    return [folder / name for name in sorted(numbered, key=float)]
 
 
 def corruption_folder(folder: Path, name: str) -> Path:
-    """Return where a corruption lies: in the folder, or in that of its group, as noise/."""
+    """Return the folder of a corruption, which may be inside a group folder such as noise/."""
     inside = [
         path / name
         for path in sorted(folder.iterdir())
@@ -236,10 +236,10 @@ def corruption_folder(folder: Path, name: str) -> Path:
 
 
 def _labels(folder: Path, data: EvaluationData, remedy: str) -> NDArray[np.int64]:
-    """Return the outputs of the network for the labels of a set.
+    """Return the network output for each label of a corrupted dataset.
 
-    folder/classes.txt says the names of the labels, a line each; without it, CIFAR's labels count
-    as the test set's do, and any other label i is output i.
+    folder/classes.txt holds one class name per line, in the order of the labels. Without that file,
+    CIFAR's labels have the official order, and any other label i stands for output i.
     """
     path = folder / "labels.npy"
     if not path.exists():
@@ -247,7 +247,7 @@ def _labels(folder: Path, data: EvaluationData, remedy: str) -> NDArray[np.int64
     labels = read_labels(path, remedy)
     if len(labels) == 0 or len(labels) % SEVERITIES:
         raise PipelineError(
-            f"{path} has shape {labels.shape}; it should hold as many labels for each of "
+            f"{path} has shape {labels.shape}; expected the same number of labels for each of "
             f"{SEVERITIES} severities; {remedy}"
         )
     names = folder / CLASSES_FILE
@@ -256,7 +256,7 @@ def _labels(folder: Path, data: EvaluationData, remedy: str) -> NDArray[np.int64
         _check_range(labels, len(known), path, f"{names} has {len(known)} names; {remedy}")
         used = np.unique(labels)
         if data.classes:
-            # Of the names that count alone: a set may have images of some of its classes.
+            # Only names with images must match: a dataset may lack images of some classes.
             outputs = np.zeros(len(known), np.int64)
             outputs[used] = match_classes(
                 [known[label] for label in used], data.classes, data.outputs, str(names)
@@ -267,9 +267,9 @@ def _labels(folder: Path, data: EvaluationData, remedy: str) -> NDArray[np.int64
     if data.official is not None:
         _check_range(labels, len(data.official), path, remedy)
         return data.official[labels]
-    most = data.outputs if data.outputs is not None else len(data.classes)
-    if most:
-        _check_range(labels, most, path, f"the network has {most} outputs; {remedy}")
+    n_outputs = data.outputs if data.outputs is not None else len(data.classes)
+    if n_outputs:
+        _check_range(labels, n_outputs, path, f"the network has {n_outputs} outputs; {remedy}")
     elif labels.min() < 0:
         _check_range(labels, int(labels.max()) + 1, path, remedy)
     return labels
@@ -278,8 +278,8 @@ def _labels(folder: Path, data: EvaluationData, remedy: str) -> NDArray[np.int64
 def _check_range(labels: NDArray[np.int64], n: int, path: Path, why: str) -> None:
     if labels.min() < 0 or labels.max() >= n:
         raise PipelineError(
-            f"{path} has labels from {labels.min()} to {labels.max()}, and they must be within 0 "
-            f"to {n - 1}; {why}"
+            f"{path} has labels from {labels.min()} to {labels.max()}, which must be within 0 to "
+            f"{n - 1}; {why}"
         )
 
 
@@ -289,22 +289,25 @@ def open_images(
     """Open an array of uint8 images, (..., side, side, 3), without reading it.
 
     Args:
-        path: of the .npy file.
-        ndim: of the array.
-        side: of an image, pixels.
+        path: the .npy file.
+        ndim: number of dimensions of the array.
+        side: height and width of an image, pixels.
         remedy: what to do about a damaged file, for the end of the error.
 
+    Returns:
+        A memory map of the array.
+
     Raises:
-        PipelineError: if it is anything else.
+        PipelineError: if the file holds anything else.
     """
     images = open_array(path, remedy)
     if images.dtype != np.uint8 or images.ndim != ndim or images.shape[-3:] != (side, side, 3):
-        of_other_size = images.dtype == np.uint8 and images.ndim == ndim and images.shape[-1] == 3
-        if of_other_size and (path.parent / MAKE_C_RECORD).exists():
+        other_size = images.dtype == np.uint8 and images.ndim == ndim and images.shape[-1] == 3
+        if other_size and (path.parent / MAKE_C_RECORD).exists():
             remedy = f"remove {path.parent} and run pixmix-eval make-c --checkpoint FILE"
         raise PipelineError(
-            f"{path} is {images.dtype} of shape {images.shape}; it should hold uint8 images "
-            f"of {side}x{side}x3 in {ndim} dimensions; {remedy}"
+            f"{path} is {images.dtype} of shape {images.shape}; expected uint8 images of "
+            f"{side}x{side}x3 in {ndim} dimensions; {remedy}"
         )
     return images.view(np.uint8)
 
@@ -313,39 +316,47 @@ def open_images(
 
 
 def evaluate_perturbations(evaluation: Evaluation) -> dict[str, Any]:
-    """Return how often predictions flip in NAME-P: the mean and, of ImageNet-P, mFR."""
+    """Return the flip probabilities on NAME-P, their mean, and for ImageNet-P also the mFR."""
     data = evaluation.data
-    large = data.name == IMAGENET
-    names = tuple(ALEXNET_FLIPS) if large else (*CIFAR_PERTURBATIONS, evaluation.tenth_perturbation)
+    imagenet = data.name == IMAGENET
+    names = (
+        tuple(ALEXNET_FLIPS) if imagenet else (*CIFAR_PERTURBATIONS, evaluation.tenth_perturbation)
+    )
     folder, _ = data.find_suite_folder("p")
-    places = {
-        name: corruption_folder(folder, name) if large else folder / f"{name}.npy" for name in names
+    paths = {
+        name: corruption_folder(folder, name) if imagenet else folder / f"{name}.npy"
+        for name in names
     }
-    _refuse_missing(folder, places, f"and the mean is over all; {remedy_for(data.name, '-P')}")
-    flips = (_flips_of_videos if large else _flips_of_arrays)(evaluation, places)
-    return {**measure("p", flips=flips, imagenet_p_flips=flips if large else None), "flips": flips}
+    _check_complete(folder, paths, remedy_for(data.name, "-P"))
+    flips = (_video_flips if imagenet else _array_flips)(evaluation, paths)
+    return {
+        **measure("p", flips=flips, imagenet_p_flips=flips if imagenet else None),
+        "flips": flips,
+    }
 
 
-def _flips_of_arrays(evaluation: Evaluation, places: Mapping[str, Path]) -> dict[str, float]:
-    arrays = {name: open_images(path, 5, evaluation.data.side) for name, path in places.items()}
+def _array_flips(evaluation: Evaluation, paths: Mapping[str, Path]) -> dict[str, float]:
+    """Return the flip probability of each perturbation in CIFAR-P's layout."""
+    arrays = {name: open_images(path, 5, evaluation.data.side) for name, path in paths.items()}
     evaluation.meter.begin(sum(each.shape[0] * each.shape[1] for each in arrays.values()))
     flips = {}
     for name, sequences in arrays.items():
         n, frames = sequences.shape[:2]
         if n == 0 or frames < 2:
             raise PipelineError(
-                f"{places[name]} has {n} sequences of {frames} frames; {DOWNLOAD_AGAIN}"
+                f"{paths[name]} has {n} sequences of {frames} frames, expected at least 1 sequence "
+                f"of at least 2 frames; {DOWNLOAD_AGAIN}"
             )
         flat = sequences.reshape(n * frames, *sequences.shape[2:])
-        found = evaluation.classifier.predict(ArrayImages(flat))
-        flips[name] = flip_probability(found.predicted.reshape(n, frames), noise=name in NOISES)
+        predicted = evaluation.classifier.predict(ArrayImages(flat)).predicted
+        flips[name] = flip_probability(predicted.reshape(n, frames), noise=name in NOISES)
     return flips
 
 
-def _flips_of_videos(evaluation: Evaluation, places: Mapping[str, Path]) -> dict[str, float]:
-    """Return by perturbation the mean over videos of each one's flip probability."""
+def _video_flips(evaluation: Evaluation, paths: Mapping[str, Path]) -> dict[str, float]:
+    """Return the mean flip probability over the videos of each perturbation of ImageNet-P."""
     data = evaluation.data
-    videos = {name: list_videos(place, data.notices) for name, place in places.items()}
+    videos = {name: list_videos(path, data.notices) for name, path in paths.items()}
     evaluation.meter.begin(VIDEO_FRAMES * sum(map(len, videos.values())))
     flips = {}
     for name, files in videos.items():
@@ -358,13 +369,14 @@ def _flips_of_videos(evaluation: Evaluation, places: Mapping[str, Path]) -> dict
 
 
 def overlapping_operations(metadata: Mapping[str, Any]) -> tuple[str, ...]:
-    """Return the operations of a network's training that overlap C's corruptions.
+    """Return the training operations of a network that overlap the corruptions of C.
 
     Args:
-        metadata: of the checkpoint; "recipe" is its training's.
+        metadata: the checkpoint's metadata; "recipe" holds the recipe of its training.
 
     Returns:
-        `OVERLAPPING_OPERATIONS`, or nothing where the training did not draw them or is not known.
+        ``OVERLAPPING_OPERATIONS``, or an empty tuple if the training did not draw them or is
+        unknown.
     """
     recipe = metadata.get("recipe")
     if not isinstance(recipe, Mapping):
@@ -373,7 +385,7 @@ def overlapping_operations(metadata: Mapping[str, Any]) -> tuple[str, ...]:
     pixmix = recipe.get("pixmix")
     all_ops = {
         "pixmix": isinstance(pixmix, Mapping) and pixmix.get("all_ops") is True,
-        # Recipes without this field are of versions that always drew them.
+        # Versions that wrote recipes without this field always drew them.
         "augmix": recipe.get("augmix_all_ops", True) is True,
         "trivialaugment": True,
     }

@@ -1,4 +1,4 @@
-"""Finds what lies under a folder: the test set, and the datasets beside it."""
+"""Find the test set in a folder, and choose the preprocessing and the labels for a network."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -46,15 +46,17 @@ from pipelines.system.files import printable
 TEST_FOLDERS = ("test", "val", "valid", "validation", "dev", "eval", "data/test", ".")
 
 _SMALL = 64
-"""Pixels. Images of one size up to this are not resized, unless the metadata say so."""
+"""Side in pixels up to which images are not resized unless the metadata require it."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class TestSet:
-    """Images that were not trained on.
+    """Labelled images that were not trained on.
 
-    images: the images. labels: (n,), outputs of the network. sha256: of the manifest of shards;
-    None for folders of images.
+    Attributes:
+        images: the images.
+        labels: (n,) int64, the network output for each image.
+        sha256: SHA-256 of the manifest of shards; None for folders of images.
     """
 
     __test__ = False
@@ -66,17 +68,20 @@ class TestSet:
 
 @dataclass(frozen=True, kw_only=True)
 class EvaluationData:
-    """What lies under a folder, as a network sees it.
+    """The datasets of a folder, preprocessed for a network.
 
-    root: the folder.
-    name: as "CIFAR-10": how folders beside the test set begin.
-    side: of the network's images, pixels.
-    transform: the resize and crop; None where all images have the network's size, as CIFAR's.
-    classes: names by output, or nothing where they are not known.
-    outputs: of the network, or None without a network.
-    official: (classes,) the output for each of CIFAR's labels, where the test set is CIFAR's.
-    test: the test set, or None where there is none; missing: why not, then.
-    notices: messages beside the metrics.
+    Attributes:
+        root: the folder.
+        name: name of the test set, such as "CIFAR-10", and prefix of the folders beside it.
+        side: height and width of the network's input, pixels.
+        transform: resize and crop; None if all images have the size of the input, as CIFAR's.
+        classes: class name of each output; empty if unknown.
+        outputs: number of outputs of the network; None without a network.
+        official: (classes,) int64, the output for each of CIFAR's official labels; None for other
+            test sets.
+        test: the test set; None if there is none.
+        missing: why the test set is missing.
+        notices: messages beside the metrics.
     """
 
     root: Path
@@ -92,14 +97,14 @@ class EvaluationData:
 
     @property
     def resizing_transform(self) -> ResizeCrop:
-        """The transform of images from elsewhere, which are resized to CIFAR's size, too."""
+        """The resize and crop of OOD images, which are resized even to CIFAR's size."""
         return self.transform or ResizeCrop(self.side, self.side)
 
     def require_test(self) -> TestSet:
         """Return the test set.
 
         Raises:
-            MissingDataError: if there is none.
+            MissingDataError: if the test set is missing.
         """
         if self.test is None:
             raise MissingDataError(self.missing)
@@ -114,8 +119,12 @@ class EvaluationData:
 class TestSetLocation:
     """Where a test set is, found without a network and without listing its images.
 
-    root: the folder in which the other suites are searched; name: how their folders begin.
-    names: of the classes. shards, or folder: the test set; both None where there is none.
+    Attributes:
+        root: folder in which the other suites search for their datasets.
+        name: prefix of their folders.
+        names: class names of the test set.
+        shards: the test set, if it is in shards.
+        folder: the test set, if it is in class folders.
     """
 
     root: Path
@@ -131,39 +140,39 @@ class TestSetLocation:
 
 
 def locate_test_set(root: Path, notices: Notices, known: Sequence[str] = ()) -> TestSetLocation:
-    """Find the test set under a folder, or the class folders that the folder itself has.
+    """Find the test set in a folder, or take the folder itself for the test set.
 
     Args:
         root: the folder.
-        notices: takes what is ignored, and whether the folder itself is the test set.
-        known: names of the network's classes, by which class folders are recognized.
+        notices: collects ignored paths, and a line if the folder itself is the test set.
+        known: class names of the network, by which class folders are recognized.
 
     Raises:
         PipelineError: if a manifest is damaged.
         OSError: if a folder cannot be read.
     """
-    for place in (root / each for each in TEST_FOLDERS):
-        if (place / MANIFEST_NAME).exists():
-            shards = open_shards(place)
+    for folder in (root / each for each in TEST_FOLDERS):
+        if (folder / MANIFEST_NAME).exists():
+            shards = open_shards(folder)
             dataset = dataset_of_kind(shards.kind)
             name = dataset.title if dataset else shards.name.removesuffix("-test").upper()
             return TestSetLocation(
                 root=root, name=_name_of(shards.classes, name), names=shards.classes, shards=shards
             )
-    for place in (root / each for each in TEST_FOLDERS[:-1]):
-        names = class_folders(place, ignored=notices.ignored) if place.is_dir() else []
+    for folder in (root / each for each in TEST_FOLDERS[:-1]):
+        names = class_folders(folder, ignored=notices.ignored) if folder.is_dir() else []
         if names:
-            return _of_folders(root, place, names)
+            return _location_of_folders(root, folder, names)
     names = class_folders(root, ignored=notices.ignored)
     if names and _are_classes(root.resolve().name, names, known):
         above = root.resolve().parent if root.resolve().name in TEST_FOLDERS else root
-        beside = f", and the other suites are searched in {above}" if above != root else ""
-        notices.add(f"{root} has class folders: it is taken for the test set itself{beside}")
-        return _of_folders(above, root, names)
+        beside = f", and the other suites search in {above}" if above != root else ""
+        notices.add(f"{root} has class folders and is taken for the test set{beside}")
+        return _location_of_folders(above, root, names)
     return TestSetLocation(root=root, name=IMAGENET)
 
 
-def _of_folders(root: Path, folder: Path, names: Sequence[str]) -> TestSetLocation:
+def _location_of_folders(root: Path, folder: Path, names: Sequence[str]) -> TestSetLocation:
     printed = tuple(map(class_name, names))
     name = _name_of(printed, printable(root.resolve().name).upper())
     return TestSetLocation(root=root, name=name, names=printed, folder=folder)
@@ -174,7 +183,7 @@ def _name_of(names: Sequence[str], name: str) -> str:
 
 
 def _are_classes(folder: str, names: Sequence[str], known: Sequence[str]) -> bool:
-    """Return whether the folders in a folder of that name are classes, not sets."""
+    """Return whether the subfolders of a folder are classes and not datasets."""
     return (
         folder in TEST_FOLDERS
         or all(map(is_class_name, names))
@@ -188,42 +197,42 @@ def why_no_test_set(root: Path) -> str:
     Raises:
         OSError: if a folder cannot be read.
     """
-    for place in (root / each for each in TEST_FOLDERS):
-        if place.is_dir() and holds_images(place):
+    for folder in (root / each for each in TEST_FOLDERS):
+        if folder.is_dir() and holds_images(folder):
             return (
-                f"{place} holds images and no class folders; put the images of each class into a "
-                f"folder of its own, as {place}/CLASS/x.jpg"
+                f"{folder} holds images but no class folders; put the images of each class into a "
+                f"folder {folder}/CLASS"
             )
     return (
-        f"{root} has no test/{MANIFEST_NAME} and no val/CLASS/*.jpg; pass by --data the folder "
-        "that holds test or val, or make shards of the test set by pixmix-shard"
+        f"{root} has no test/{MANIFEST_NAME} and no val/CLASS/*.jpg; pass --data FOLDER where "
+        "FOLDER holds test or val, or make shards of the test set with pixmix-shard"
     )
 
 
 def open_evaluation_data(
     root: Path, metadata: dict[str, Any], *, cache_dir: Path | None = None
 ) -> EvaluationData:
-    """Find what a network can be evaluated on.
+    """Open the datasets that a network can be evaluated on.
 
-    The test set: shards in "test", "val", "validation", "data/test" or the folder itself, or there
-    a folder of images for each class, as torchvision has them.
+    The test set is in "test", "val", "validation", "data/test" or the folder itself, as shards or
+    as class folders in torchvision's layout.
 
     Args:
-        root: the folder; or the class folders themselves.
-        metadata: of the network: "classes", its number of outputs; "model", "class_names", "crop",
-            "image_size", "evaluation_resize"; each may be absent.
-        cache_dir: for the decoded images of small sets.
+        root: the folder, or the parent of the class folders.
+        metadata: metadata of the network: "classes" (its number of outputs), "model",
+            "class_names", "crop", "image_size", "evaluation_resize"; each may be absent.
+        cache_dir: where decoded images of small datasets are kept.
 
     Raises:
-        PipelineError: if there is a test set that does not fit the network, or it cannot be read,
-            or the metadata contradict themselves.
+        PipelineError: if the test set does not fit the network or cannot be read, or the metadata
+            are inconsistent.
     """
     outputs = metadata.get("classes")
     known = tuple(metadata.get("class_names", ()))
     if known and outputs is not None and len(known) != outputs:
         raise PipelineError(
-            f"the checkpoint names {len(known)} classes and its network has {outputs} outputs; "
-            "name another file"
+            f"the metadata name {len(known)} classes and the network has {outputs} outputs; use "
+            "another checkpoint"
         )
     notices = Notices()
     located = locate_test_set(root, notices, known)
@@ -239,7 +248,7 @@ def open_evaluation_data(
     shards = located.shards
     images: Images
     if shards is not None:
-        given, where = shards.samples["label"].astype(np.int64), str(shards.location)
+        stored, where = shards.samples["label"].astype(np.int64), str(shards.location)
         transform = _transform_of(metadata, _small_side(shards))
         images = (
             _array_images(shards, cache_dir)
@@ -249,13 +258,13 @@ def open_evaluation_data(
     else:
         assert located.folder is not None
         tree = list_tree(located.folder, notices)
-        given, where = tree.labels, str(tree.folder)
+        stored, where = tree.labels, str(tree.folder)
         first = _first_side(tree)
         transform = _transform_of(metadata, first if first <= _SMALL else None)
         images = file_images(tree.files, transform or ResizeCrop(first, first))
-    if len(given) == 0:
+    if len(stored) == 0:
         raise PipelineError(f"{where} holds no images; make the shards of the test set again")
-    labels, classes, official = _labels(given, located, known, outputs, where, notices)
+    labels, classes, official = _labels(stored, located, known, outputs, where, notices)
     side = transform.side if transform is not None else images.read(range(1)).shape[1]
     sha256 = None if shards is None else shards.hash
     return EvaluationData(
@@ -267,10 +276,10 @@ def open_evaluation_data(
 
 
 def normalization(metadata: dict[str, Any], data: EvaluationData) -> tuple[Triple, Triple]:
-    """Return the mean and the standard deviation of a network's input, for images in 0..1.
+    """Return the mean and the standard deviation that normalize images in 0..1 for a network.
 
-    Without "mean" and "std" in the metadata they are those of the CIFAR recipe if images are not
-    resized, otherwise those of torchvision's weights of that name, or of the ImageNet recipe.
+    Values missing in the metadata are those of the CIFAR recipe if images are not resized,
+    otherwise those of torchvision's model of that name or of the ImageNet recipe.
     """
     default = CIFAR if data.transform is None else _default_preprocessing(metadata)
     mean, std = metadata.get("mean", default.mean), metadata.get("std", default.std)
@@ -278,18 +287,18 @@ def normalization(metadata: dict[str, Any], data: EvaluationData) -> tuple[Tripl
 
 
 def _default_preprocessing(metadata: dict[str, Any]) -> PreprocessConfig:
-    """Return the default preprocessing for a network's name: of torchvision's first weights.
+    """Return the default preprocessing of a torchvision model, or the ImageNet recipe's.
 
     See `pipelines.models.registry.InputSpec`.
     """
-    wanted = default_input(metadata.get("model"))
-    if wanted is None:
+    default = default_input(metadata.get("model"))
+    if default is None:
         return RECIPE
     return PreprocessConfig(
-        image_size=wanted.image_size,
-        evaluation_resize=wanted.resize,
-        mean=wanted.mean,
-        std=wanted.std,
+        image_size=default.image_size,
+        evaluation_resize=default.resize,
+        mean=default.mean,
+        std=default.std,
     )
 
 
@@ -299,10 +308,10 @@ def _default_transform(metadata: dict[str, Any]) -> ResizeCrop:
 
 
 def _transform_of(metadata: dict[str, Any], small: int | None) -> ResizeCrop | None:
-    """Return the transform of a network, or None: images are not resized.
+    """Return the resize and crop of a network; None if images are not resized.
 
-    small: the side of images that are small enough not to be resized by default, or None; nothing
-    of them is cropped where the metadata have "image_size" without "evaluation_resize".
+    small: side of images that are not resized by default, or None. They are resized without a crop
+    if the metadata have "image_size" but no "evaluation_resize".
     """
     crop = metadata.get("crop", "resized" if small is None else "padded")
     if crop == "padded":
@@ -312,19 +321,19 @@ def _transform_of(metadata: dict[str, Any], small: int | None) -> ResizeCrop | N
     side, resize = metadata.get("image_size"), metadata.get("evaluation_resize")
     if not side:
         raise PipelineError(
-            "the checkpoint has the crop 'resized' and no image_size; use another file"
+            "the metadata have crop 'resized' and no image_size; use another checkpoint"
         )
     if not resize and small is not None:
         return None if side == small else ResizeCrop(side, side)
     try:
-        prepared = PreprocessConfig(image_size=side, evaluation_resize=resize or None)
+        preprocess = PreprocessConfig(image_size=side, evaluation_resize=resize or None)
     except ValueError as error:
         raise PipelineError(str(error)) from error
-    return ResizeCrop(side, prepared.resized_side)
+    return ResizeCrop(side, preprocess.resized_side)
 
 
 def _small_side(shards: ShardSet) -> int | None:
-    """Return the side of a set's images if they are small, or None."""
+    """Return the side of the first image if it is small; None otherwise."""
     if len(shards) == 0:
         return None
     try:
@@ -337,7 +346,7 @@ def _small_side(shards: ShardSet) -> int | None:
 
 
 def _first_side(tree: Tree) -> int:
-    """Return the longer side of a tree's first image."""
+    """Return the longer side of the first image."""
     path, remedy = tree.files[0], DecodedImages.remedy
     try:
         return max(read_size(read_image_file(path)))
@@ -351,46 +360,50 @@ def _array_images(shards: ShardSet, cache_dir: Path | None) -> ArrayImages:
     images = uniform_view(open_images(shards, cache_dir=cache_dir))
     if images is None:
         raise PipelineError(
-            f"the images of {shards.location} are of several sizes, and the network was trained "
-            "on those of one; name the data that it was trained on"
+            f"the images of {shards.location} have several sizes, and the network was trained on "
+            "images of one size; pass the data that it was trained on"
         )
     return ArrayImages(images)
 
 
 def _labels(
-    given: NDArray[np.int64],
+    stored: NDArray[np.int64],
     located: TestSetLocation,
     known: tuple[str, ...],
     outputs: int | None,
     where: str,
     notices: Notices,
 ) -> tuple[NDArray[np.int64], tuple[str, ...], NDArray[np.int64] | None]:
-    """Return the outputs for a set's labels, the classes by output, the outputs of CIFAR's."""
-    if (given < 0).any():
-        raise PipelineError(f"{where} has images without a class; evaluate a set with classes")
-    most = int(given.max(initial=-1)) + 1
+    """Return the output for each image, the class name of each output, and `official`.
+
+    stored: (n,) int64, the labels as stored in the dataset.
+    """
+    if (stored < 0).any():
+        raise PipelineError(f"{where} has images without a class; use a dataset with classes")
+    n_labels = int(stored.max(initial=-1)) + 1
     if not located.names:
-        if outputs is not None and most > outputs:
+        if outputs is not None and n_labels > outputs:
             raise PipelineError(
-                f"{where} has labels up to {most - 1}, and the network has {outputs} outputs; name "
-                "the data that it was trained on"
+                f"{where} has labels up to {n_labels - 1}, and the network has {outputs} outputs; "
+                "pass the data that it was trained on"
             )
-        return given, known, None
-    if most > len(located.names):
+        return stored, known, None
+    if n_labels > len(located.names):
         raise PipelineError(
-            f"{where} has labels up to {most - 1} and names of {len(located.names)} classes; make "
-            "the shards again"
+            f"{where} has labels up to {n_labels - 1} and names of {len(located.names)} classes; "
+            "make the shards again"
         )
     matched = match_classes(located.names, known, outputs, where)
     if matched.how == "values" and outputs is not None:
         notices.add(
-            f"{where}: classes are numbers, and each is taken for the output of that number"
+            f"{where}: the class folders are numbers, and each is taken for the output of that "
+            "number"
         )
     shards = located.shards
     dataset = None if shards is None else dataset_of_kind(shards.kind)
-    # Those who published the corrupted sets beside it wrote labels in its own order.
+    # The labels of the published C and P datasets are in the official order of the classes.
     official = matched.outputs if dataset and dataset.related else None
-    return matched.outputs[given], matched.classes, official
+    return matched.outputs[stored], matched.classes, official
 
 
 def open_tree(
@@ -398,21 +411,22 @@ def open_tree(
     transform: ResizeCrop,
     data: EvaluationData,
     *,
-    remedy: str = "unpack the set again",
+    remedy: str = "unpack the dataset again",
 ) -> tuple[Images, NDArray[np.int64], NDArray[np.int64]]:
-    """Open a folder with a folder of images for each class.
+    """Open a folder with one class folder per class.
 
     Args:
-        folder: as fog/3 of ImageNet-C.
-        transform: how its images become the network's.
-        data: of the network, whose classes they are.
+        folder: such as fog/3 of ImageNet-C.
+        transform: resize and crop of the images.
+        data: the test set of the network, whose classes are matched.
         remedy: what to do about an image that cannot be read.
 
     Returns:
-        The images; the output for each; and the outputs for the folders, sorted by their names.
+        The images; (n,) int64, the output for each; and (classes,) int64, the output for each
+        class folder in alphabetical order.
 
     Raises:
-        PipelineError: if there are none, or the network lacks one of their classes.
+        PipelineError: if no images are found, or the network lacks one of the classes.
     """
     tree = list_tree(folder, data.notices)
     outputs = match_classes(tree.classes, data.classes, data.outputs, str(folder)).outputs

@@ -1,14 +1,12 @@
-"""Which output of a network stands for which class folder.
+"""Folders of images to evaluate on: class folders, the outputs they stand for, and datasets.
 
-By the names of the network's classes where they are known, which for ImageNet's 1,000 outputs are
-the WordNet ids; by value where folders are numbers, as ImageNet-V2's 0 to 999; and by their order
-only where there are exactly as many as outputs, or where they are counted from 0, as class0,
-class1, ... Whatever else would shift the labels is refused.
+Class folders are matched to the outputs of a network by name if the class names are known (for
+1,000 outputs these are ImageNet's WordNet ids); by value if the folders are numbers, as
+ImageNet-V2's 0 to 999; and by order only if there is exactly one folder per output, or if the
+folders count from 0, as class0, class1, ... Anything else could shift the labels and is rejected.
 
-Folders of images to evaluate on: what in them is a class or an image, and where datasets lie.
-
-A C set that `pixmix-eval make-c` made lies in NAME-C-made and has make-c.json; it is never taken
-for the one that its authors distribute, wherever it lies.
+A dataset made by ``pixmix-eval make-c`` is in NAME-C-made and has a make-c.json. It is never taken
+for the official one, whatever the name of its folder.
 """
 
 import re
@@ -37,7 +35,7 @@ _NUMBERED = re.compile(r"((?:c|cls|class|label|category)[ _-]?)([0-9]{1,9})", re
 _WORDNET_ID = re.compile(r"n[0-9]{8}", re.ASCII)
 _MOST_OUTPUTS = 1_000_000
 _NAMED = 3
-"""Folders that an error names."""
+"""Number of folders that an error names."""
 
 
 @cache
@@ -48,17 +46,18 @@ def imagenet_classes() -> tuple[str, ...]:
 
 
 def are_imagenet_classes(names: Sequence[str]) -> bool:
-    """Return whether there are names, and all are WordNet ids of ImageNet-1k."""
+    """Return whether all names are WordNet ids of ImageNet-1k; False without names."""
     return len(names) > 0 and set(names) <= set(imagenet_classes())
 
 
 @dataclass(frozen=True, kw_only=True)
 class ClassMatch:
-    """The outputs for a dataset's classes.
+    """The network output for each class of a dataset.
 
-    outputs: (classes,) int64, by position in the dataset's names.
-    classes: names by output, or nothing where not all are known.
-    how: "names", "values" or "order".
+    Attributes:
+        outputs: (classes,) int64, in the order of the dataset's class names.
+        classes: class name of each output; empty if not all are known.
+        how: "names", "values" or "order".
     """
 
     outputs: NDArray[np.int64]
@@ -69,12 +68,13 @@ class ClassMatch:
 def match_classes(
     names: Sequence[str], known: Sequence[str], n_outputs: int | None, where: str
 ) -> ClassMatch:
-    """Return the outputs of a network for the classes of a dataset.
+    """Return the network output for each class of a dataset.
 
     Args:
-        names: of the dataset's classes, at least one.
-        known: names of the network's classes by output, or nothing.
-        n_outputs: of the network; None without a network; then the order of the names counts.
+        names: class names of the dataset, at least one.
+        known: class name of each output of the network; empty if unknown.
+        n_outputs: number of outputs of the network; None without a network, and then classes are
+            matched by order.
         where: the dataset, for errors.
 
     Raises:
@@ -86,7 +86,7 @@ def match_classes(
         known = imagenet
     by_value = set(kinds) == {"number"} and (not known or tuple(known) == imagenet)
     if known and not by_value:
-        _refuse_mixed(names, kinds, where, only="WordNet id" if tuple(known) == imagenet else None)
+        _check_one_kind(names, kinds, where, "WordNet id" if tuple(known) == imagenet else None)
         return ClassMatch(
             outputs=find_outputs(names, known, where), classes=tuple(known), how="names"
         )
@@ -94,38 +94,36 @@ def match_classes(
         return _by_value(names, known, n_outputs, where)
     if n_outputs is not None:
         if len(set(kinds)) > 1:
-            _refuse_mixed(names, kinds, where, only=max(kinds, key=kinds.count))
+            _check_one_kind(names, kinds, where, max(kinds, key=kinds.count))
         numbers = _trailing_numbers(names)
         if numbers is not None and list(numbers) != sorted(numbers):
             first = next(i for i, pair in enumerate(pairwise(numbers)) if pair[0] > pair[1])
             raise PipelineError(
-                f"{where} has the class folders {names[first]!r} and {names[first + 1]!r}, whose "
-                "order by name is not that of their numbers, and the names of the network's "
-                "classes are not known; name the folders 0, 1, 2, ... by output"
+                f"{where} has the class folders {names[first]!r} and {names[first + 1]!r}, which "
+                "sort differently by name and by number, and the class names of the network are "
+                "unknown; name each folder by its output: 0, 1, 2, ..."
             )
-        # Counted from 0, place and number agree.
-        counted = numbers == tuple(range(len(names)))
-        if len(names) != n_outputs and not (counted and len(names) < n_outputs):
+        counts_from_0 = numbers == tuple(range(len(names)))
+        if len(names) != n_outputs and not (counts_from_0 and len(names) < n_outputs):
             raise PipelineError(
-                f"{where} has {len(names)} classes and the network {n_outputs} outputs, and the "
-                "names of the network's classes are not known; evaluate a set with a folder for "
-                "each output, remove folders that are not classes, or name the folders by output: "
-                "0, 1, 2, ..."
+                f"{where} has {len(names)} classes and the network has {n_outputs} outputs with "
+                "unknown class names; evaluate a dataset with a folder for each output, remove "
+                "folders that are not classes, or name each folder by its output: 0, 1, 2, ..."
             )
     classes = tuple(names) if n_outputs in {None, len(names)} else ()
     return ClassMatch(outputs=np.arange(len(names)), classes=classes, how="order")
 
 
 def _trailing_numbers(names: Sequence[str]) -> tuple[int, ...] | None:
-    """Return the numbers of names such as class0, class1, ...; None where they are not such."""
-    found = [_NUMBERED.fullmatch(name) for name in names]
-    if None in found or len({match[1] for match in found if match}) != 1:
+    """Return the numbers of names such as class0, class1, ...; None for other names."""
+    matches = [_NUMBERED.fullmatch(name) for name in names]
+    if None in matches or len({match[1] for match in matches if match}) != 1:
         return None
-    return tuple(int(match[2]) for match in found if match)
+    return tuple(int(match[2]) for match in matches if match)
 
 
 def is_class_name(name: str) -> bool:
-    """Return whether a folder's name alone says that it is a class: a number or a WordNet id."""
+    """Return whether a folder name is a number or a WordNet id."""
     return _kind(name) != "other name"
 
 
@@ -135,36 +133,37 @@ def _kind(name: str) -> str:
     return "WordNet id" if _WORDNET_ID.fullmatch(name) else "other name"
 
 
-def _refuse_mixed(
-    names: Sequence[str], kinds: Sequence[str], where: str, *, only: str | None
+def _check_one_kind(
+    names: Sequence[str], kinds: Sequence[str], where: str, expected: str | None
 ) -> None:
-    """Refuse stray folders among those of a kind: numbers or WordNet ids."""
-    stray = [name for name, kind in zip(names, kinds, strict=True) if kind != only]
-    if only is None or not stray:
+    """Check that all folder names are numbers or all are WordNet ids; None expects neither."""
+    others = [name for name, kind in zip(names, kinds, strict=True) if kind != expected]
+    if expected is None or not others:
         return
     raise PipelineError(
-        f"{where} has {len(names)} classes, of which {len(names) - len(stray)} are named by "
-        f"{only}s and {len(stray)} not ({_some(stray)}); remove or rename the stray ones"
+        f"{where} has {len(names)} classes, of which {len(names) - len(others)} are named by "
+        f"{expected}s and {len(others)} are not ({_some(others)}); remove or rename those"
     )
 
 
 def _by_value(
     names: Sequence[str], known: Sequence[str], n_outputs: int | None, where: str
 ) -> ClassMatch:
+    """Match folders named by numbers to the outputs of those numbers."""
     values = [int(name) for name in names]
-    most = _MOST_OUTPUTS if n_outputs is None else n_outputs
-    wrong = [name for name, value in zip(names, values, strict=True) if not 0 <= value < most]
+    limit = _MOST_OUTPUTS if n_outputs is None else n_outputs
+    wrong = [name for name, value in zip(names, values, strict=True) if not 0 <= value < limit]
     if wrong:
-        of = "" if n_outputs is None else f", the network's {n_outputs} outputs"
+        of = "" if n_outputs is None else f", the {n_outputs} outputs of the network"
         raise PipelineError(
             f"{where} has {len(names)} numbered classes, of which {len(wrong)} ({_some(wrong)}) "
-            f"are not within 0 to {most - 1}{of}; rename each folder to its output, counted from 0"
+            f"are not within 0 to {limit - 1}{of}; name each folder by its output, counted from 0"
         )
     counts = Counter(values)
-    twice = [name for name, value in zip(names, values, strict=True) if counts[value] > 1]
-    if twice:
+    repeated = [name for name, value in zip(names, values, strict=True) if counts[value] > 1]
+    if repeated:
         raise PipelineError(
-            f"{where} has class folders of the same number ({_some(twice)}); keep one of each"
+            f"{where} has several class folders of one number ({_some(repeated)}); keep one of them"
         )
     by_value = dict(zip(values, names, strict=True))
     size = max(values) + 1 if n_outputs is None else n_outputs
@@ -180,15 +179,15 @@ def _some(names: Sequence[str]) -> str:
 
 
 IMAGENET = dataset_named("imagenet").title
-"""What data with ImageNet-1k's classes are called."""
+"""Name of every test set with ImageNet-1k's classes."""
 
 
 class MissingDataError(PipelineError):
-    """A suite lacks its data; the message says which and where to get them."""
+    """Raised when a suite lacks its data; the message names them and where to get them."""
 
 
 def unreadable(path: object, error: OSError, remedy: str) -> PipelineError:
-    """Return the error for a file that the disk or its kind keeps from being read."""
+    """Return the error for a file that cannot be read, or is not a regular file."""
     return PipelineError(f"{path} cannot be read: {error.strerror or error}; {remedy}")
 
 
@@ -196,8 +195,10 @@ def unreadable(path: object, error: OSError, remedy: str) -> PipelineError:
 class Notices:
     """Messages of an evaluation beside the metrics.
 
-    ignored: paths of hidden names and litter in the folders. lines: everything else, one sentence
-    each, in the order found; taken: how many of them have been printed.
+    Attributes:
+        ignored: paths of hidden and system files and folders.
+        lines: all other messages, one sentence each, in the order found.
+        taken: number of lines that `take` has returned.
     """
 
     ignored: set[str] = field(default_factory=set)
@@ -205,18 +206,18 @@ class Notices:
     taken: int = 0
 
     def add(self, line: str) -> None:
-        """Add a line, unless it was added before."""
+        """Add a line once."""
         if line not in self.lines:
             self.lines.append(line)
 
     def take(self) -> list[str]:
-        """Return the lines that have not been taken yet."""
+        """Return the lines added since the last call."""
         new = self.lines[self.taken :]
         self.taken = len(self.lines)
         return new
 
     def ignored_line(self) -> str | None:
-        """Return one line that counts the ignored files and folders, or None without any."""
+        """Return a line that counts the ignored files and folders; None if there are none."""
         if not self.ignored:
             return None
         n = len(self.ignored)
@@ -229,10 +230,13 @@ class Notices:
 
 @dataclass(frozen=True, kw_only=True)
 class Tree:
-    """A folder with a folder of images for each class, in torchvision's order.
+    """The images of a folder with one class folder per class, in torchvision's order.
 
-    folder: the tree. classes: of its folders, as `class_name` names them.
-    files: (n,) paths of the images. labels: (n,) int64, each one's position in `classes`.
+    Attributes:
+        folder: the parent of the class folders.
+        classes: class names, see `class_name`.
+        files: n paths of images.
+        labels: (n,) int64, the index in `classes` for each image.
     """
 
     folder: Path
@@ -242,7 +246,7 @@ class Tree:
 
 
 def holds_images(folder: Path) -> bool:
-    """Return whether a folder itself holds images.
+    """Return whether a folder holds images directly, not in subfolders.
 
     Raises:
         OSError: if the folder cannot be read.
@@ -252,23 +256,23 @@ def holds_images(folder: Path) -> bool:
 
 
 def list_tree(folder: Path, notices: Notices) -> Tree:
-    """List the images of a folder with a folder for each class.
+    """List the images of a folder with one class folder per class.
 
     Args:
         folder: such as val/, or fog/3 of ImageNet-C.
-        notices: takes what is ignored.
+        notices: collects ignored paths.
 
     Raises:
-        PipelineError: if there is no class folder, or a class has no image.
+        PipelineError: if the folder lacks class folders, or a class folder lacks images.
         OSError: if a folder cannot be read.
     """
     if not folder.is_dir():
-        raise PipelineError(f"{folder} is not there or is not a folder; unpack the set again")
+        raise PipelineError(f"{folder} is not a folder; unpack the dataset again")
     names = images.class_folders(folder, ignored=notices.ignored)
     if not names:
         raise PipelineError(
-            f"{folder} {'holds images and' if holds_images(folder) else 'has'} no class folders; "
-            "put the images of each class into a folder of its own"
+            f"{folder} holds {'images but ' if holds_images(folder) else ''}no class folders; put "
+            f"the images of each class into a folder {folder}/CLASS"
         )
     files = [class_images(folder, name, ignored=notices.ignored) for name in names]
     return Tree(
@@ -280,39 +284,47 @@ def list_tree(folder: Path, notices: Notices) -> Tree:
 
 
 def list_videos(folder: Path, notices: Notices) -> list[Path]:
-    """Return the .mp4 files of a folder and the folders in it, sorted.
+    """Return the .mp4 files of a folder and its subfolders, sorted.
 
     Raises:
-        PipelineError: if there is none.
+        PipelineError: if none is found.
         OSError: if a folder cannot be read.
     """
     below = images.files_below(folder, ignored=notices.ignored)
-    found = sorted(path for path in below if images.extension_of(path.name) == "mp4")
-    if not found:
-        raise PipelineError(f"{folder} holds no .mp4 files; unpack the set again")
-    return found
+    videos = sorted(path for path in below if images.extension_of(path.name) == "mp4")
+    if not videos:
+        raise PipelineError(f"{folder} holds no .mp4 files; unpack the dataset again")
+    return videos
 
 
 # --- The datasets beside a test set --------------------------------------------------------------
 
 MAKE_C_SUFFIX = "-C-made"
-"""Ends the name of a folder that make-c makes."""
+"""Suffix of the folder that make-c writes."""
 
 MAKE_C_RECORD = "make-c.json"
+"""File in that folder with the settings of make-c."""
 
 _SUFFIXES = {"c": "-C", "c-bar": "-C-Bar", "p": "-P"}
 
 _NATURAL = dataset_named("imagenet").related
-"""The sets beside ImageNet's test set, some of which no other dataset has."""
+"""ImageNet's related datasets, by suite; other datasets have only some of them."""
 
 WITH_FOLDERS = tuple(_NATURAL)
-"""Suites that have a folder of their own beside the test set."""
+"""Suites whose dataset is in a folder beside the test set."""
 
 
 class MakeCRecord(msgspec.Struct, frozen=True, kw_only=True):
-    """What make-c.json holds: what decides a set that make-c made.
+    """The content of make-c.json: everything that determines the dataset.
 
-    n: images; seed: of what their corruptions draw. labels, images: SHA-256; side: pixels.
+    Attributes:
+        n: number of images.
+        seed: seed of the corruptions.
+        labels: SHA-256 of the labels.
+        classes: class names, in the order of the labels.
+        side: height and width of the images, pixels.
+        images: SHA-256 of the uncorrupted images.
+        made_by: command and package version.
     """
 
     n: Count
@@ -324,16 +336,16 @@ class MakeCRecord(msgspec.Struct, frozen=True, kw_only=True):
     made_by: str = ""
 
     def summary(self) -> dict[str, Any]:
-        """Return what tables, reports and JSON say of the set."""
+        """Return the description for tables, reports and JSON."""
         return {"by": "pixmix-eval make-c", "images": self.n, "constants": "ImageNet",
                 "seed": self.seed}  # fmt: skip
 
 
 def read_make_c_record(folder: Path, remedy: str) -> MakeCRecord | None:
-    """Return the content of make-c.json of a set; None without the file.
+    """Return the content of make-c.json; None without the file.
 
     Raises:
-        PipelineError: if it is damaged.
+        PipelineError: if the file is damaged or cannot be read.
     """
     path = folder / MAKE_C_RECORD
     try:
@@ -346,29 +358,29 @@ def read_make_c_record(folder: Path, remedy: str) -> MakeCRecord | None:
 
 
 def remedy_for(name: str, suffix: str) -> str:
-    """Return how to get a set that is missing or damaged, for the end of an error."""
+    """Return how to get a missing or damaged dataset, for the end of an error."""
     dataset = dataset_titled(name)
     related = dataset.related.values() if dataset else ()
-    ways = [f"get it from {each.page}" for each in related if each.folder == f"{name}{suffix}"]
+    ways = [f"download it from {each.page}" for each in related if each.folder == f"{name}{suffix}"]
     if suffix == "-C" and name != IMAGENET:
-        ways.append("make one by pixmix-eval make-c")
-    return ", or ".join(ways) or f"nobody distributes one of {name}; leave the suite out"
+        ways.append("make one with pixmix-eval make-c")
+    return ", or ".join(ways) or f"no {name}{suffix} is published; leave the suite out"
 
 
 def find_suite_folder(
     root: Path, name: str, suite: str, notices: Notices
 ) -> tuple[Path, MakeCRecord | None]:
-    """Return the folder of a suite's dataset, and what it is made of if make-c made it.
+    """Return the folder of a suite's dataset, and its record if make-c made it.
 
     Args:
-        root: the folder above it.
-        name: of the test set, as "CIFAR-10".
+        root: the parent folder.
+        name: name of the test set, such as "CIFAR-10".
         suite: one of `WITH_FOLDERS`.
-        notices: takes which is used where an official set lies beside one of make-c.
+        notices: collects a line if both an official dataset and one of make-c are present.
 
     Raises:
-        MissingDataError: if there is none.
-        PipelineError: if there are several, or it is damaged.
+        MissingDataError: if no folder is found.
+        PipelineError: if several folders match, or the record is damaged.
         OSError: if the folder cannot be read.
     """
     if suite not in _SUFFIXES:
@@ -376,7 +388,7 @@ def find_suite_folder(
         folder = find_folder(root, natural.folder)
         if folder is None:
             raise MissingDataError(
-                f"{root} has no folder {natural.folder.lower()}; get it from {natural.page}"
+                f"{root} has no folder {natural.folder.lower()}; download it from {natural.page}"
             )
         return folder, None
     suffix = _SUFFIXES[suite]
@@ -387,21 +399,19 @@ def find_suite_folder(
             folder, made = made, folder
         if folder is not None and made is not None:
             notices.add(
-                f"{folder} is evaluated, and not {made}; move it away to evaluate the other"
+                f"{folder} is evaluated, and {made} is not; move {folder} away to evaluate {made}"
             )
     if folder is None:
-        raise MissingDataError(f"{root / name}{suffix} is not there; {remedy_for(name, suffix)}")
-    remedy = f"remove {folder} and make it again by pixmix-eval make-c"
-    made_of = read_make_c_record(folder, remedy)
-    if made_of is None and folder.name.endswith(MAKE_C_SUFFIX):
-        raise PipelineError(
-            f"{folder} has no {MAKE_C_RECORD}, which says what it is made of; {remedy}"
-        )
-    return folder, made_of
+        raise MissingDataError(f"{root / name}{suffix} is not found; {remedy_for(name, suffix)}")
+    remedy = f"remove {folder} and make it again with pixmix-eval make-c"
+    record = read_make_c_record(folder, remedy)
+    if record is None and folder.name.endswith(MAKE_C_SUFFIX):
+        raise PipelineError(f"{folder} has no {MAKE_C_RECORD}, the record of make-c; {remedy}")
+    return folder, record
 
 
 def missing_sets(root: Path, name: str, suites: Sequence[str]) -> dict[str, str]:
-    """Return for each suite whose folder is not there what to do about it.
+    """Return the error of each suite whose folder is missing, by suite.
 
     Raises:
         OSError: if the folder cannot be read.
@@ -414,31 +424,31 @@ def missing_sets(root: Path, name: str, suites: Sequence[str]) -> dict[str, str]
             except MissingDataError as error:
                 missing[suite] = str(error)
             except PipelineError:
-                continue  # It is there and damaged; the suite reports that.
+                continue  # The folder is present but damaged; the suite reports that.
     return missing
 
 
 def find_folder(root: Path, name: str) -> Path | None:
-    """Return the folder in root with a name, in whatever case and with whatever dashes.
+    """Return the folder of a name in root, ignoring case, dashes and underscores.
 
     "ImageNet-C-Bar" is also found as imagenet_c_bar, and ImageNet-R as imagenet-r.
 
     Raises:
-        PipelineError: if there are several.
+        PipelineError: if several folders match and none exactly.
         OSError: if root cannot be read.
     """
-    found = [
+    matches = [
         path
         for path in sorted(root.iterdir())
-        if _plain(path.name) == _plain(name) and path.is_dir()
+        if _normalized(path.name) == _normalized(name) and path.is_dir()
     ]
-    exact = [path for path in found if path.name == name]
-    if len(found) > 1 and not exact:
+    exact = [path for path in matches if path.name == name]
+    if len(matches) > 1 and not exact:
         raise PipelineError(
-            f"{root} has {' and '.join(path.name for path in found)}; keep one of them"
+            f"{root} has {' and '.join(path.name for path in matches)}; keep one of them"
         )
-    return next(iter(exact or found), None)
+    return next(iter(exact or matches), None)
 
 
-def _plain(name: str) -> str:
+def _normalized(name: str) -> str:
     return name.lower().replace("-", "").replace("_", "")

@@ -1,7 +1,7 @@
-"""Images by number, a batch at a time: from arrays, files, shards, videos and other sources.
+"""Read batches of images by index from arrays, files, shards, videos and other sources.
 
-Nothing that a file holds is executed, only regular files are opened, and a header's sizes are
-compared with the file's before memory is allocated.
+Nothing in a file is executed, only regular files are opened, and the sizes in a header are checked
+against the size of the file before memory is allocated.
 """
 
 from collections.abc import Callable, Sequence
@@ -32,7 +32,7 @@ from pixmix.resizing import resized_center
 
 
 class Images(Protocol):
-    """Images of one size."""
+    """A sequence of images of one size."""
 
     @property
     def prefetch(self) -> int:
@@ -40,47 +40,48 @@ class Images(Protocol):
         ...
 
     def __len__(self) -> int:
-        """Return how many there are."""
+        """Return the number of images."""
         ...
 
-    def read(self, numbers: Sequence[int]) -> NDArray[np.generic]:
-        """Return some of them, (n, H, W, 3) uint8 or float32 in 0..1."""
+    def read(self, indices: Sequence[int]) -> NDArray[np.generic]:
+        """Return the images at some indices, (n, H, W, 3) uint8, or float32 in 0..1."""
         ...
 
 
 @dataclass(frozen=True)
 class ResizeCrop:
-    """How images of any size become the network's squares: resized, then cropped to the centre.
+    """Resize and centre-crop images of any size to squares.
 
-    side: of the square, pixels. resize: the shorter side before the crop, or None to crop the image
-    without resizing.
+    Attributes:
+        side: height and width after the crop, pixels.
+        resize: shorter side after the resize, pixels; None to crop without resizing.
     """
 
     side: int
     resize: int | None
 
     def __call__(self, image: NDArray[np.uint8]) -> NDArray[np.uint8]:
-        """Return (side, side, 3) uint8 of (H, W, 3).
+        """Return (side, side, 3) uint8 for an image (H, W, 3) uint8.
 
         Raises:
-            ValueError: if the image is smaller than the crop.
+            ValueError: if the image is smaller than a crop without resize.
         """
         shorter = min(image.shape[:2])
         if self.resize is None and shorter < self.side:
             raise ValueError(
-                f"{image.shape[1]}x{image.shape[0]} pixels, of which the middle "
-                f"{self.side}x{self.side} should be taken"
+                f"{image.shape[1]}x{image.shape[0]} pixels, smaller than the centre crop of "
+                f"{self.side}x{self.side}"
             )
         return resized_center(image, self.resize or shorter, (self.side, self.side))
 
     def cropping_only(self) -> "ResizeCrop":
-        """Return the transform of images that have been resized before, as ImageNet-C's."""
+        """Return the crop for images that are already resized, as ImageNet-C's."""
         return ResizeCrop(self.side, None)
 
 
 @dataclass(frozen=True)
 class ArrayImages:
-    """Images of an array, (n, H, W, 3), which may be memory-mapped: only what is asked is read."""
+    """Images in an array (n, H, W, 3), which may be memory-mapped."""
 
     array: NDArray[np.generic]
     prefetch: int = 0
@@ -88,16 +89,16 @@ class ArrayImages:
     def __len__(self) -> int:
         return len(self.array)
 
-    def read(self, numbers: Sequence[int]) -> NDArray[np.generic]:
-        """Return some of them."""
-        if isinstance(numbers, range):
-            return self.array[numbers.start : numbers.stop : numbers.step]
-        return self.array[np.asarray(numbers, np.int64)]
+    def read(self, indices: Sequence[int]) -> NDArray[np.generic]:
+        """Return the images at some indices."""
+        if isinstance(indices, range):
+            return self.array[indices.start : indices.stop : indices.step]
+        return self.array[np.asarray(indices, np.int64)]
 
 
 @dataclass(frozen=True)
 class GeneratedImages:
-    """n images, each drawn from its own number by `draw`."""
+    """Synthetic images. n: number of images; draw: returns the image at an index."""
 
     n: int
     draw: Callable[[int], NDArray[np.generic]]
@@ -106,37 +107,42 @@ class GeneratedImages:
     def __len__(self) -> int:
         return self.n
 
-    def read(self, numbers: Sequence[int]) -> NDArray[np.generic]:
-        """Return some of them."""
-        return np.stack([self.draw(number) for number in numbers])
+    def read(self, indices: Sequence[int]) -> NDArray[np.generic]:
+        """Return the images at some indices."""
+        return np.stack([self.draw(index) for index in indices])
 
 
 @dataclass(frozen=True)
 class Subset:
-    """Some of other images. numbers: (n,), the chosen ones."""
+    """A subset of other images. indices: (n,) int64, those of the subset."""
 
     images: Images
-    numbers: NDArray[np.int64]
+    indices: NDArray[np.int64]
 
     @property
     def prefetch(self) -> int:
-        """As the others."""
+        """Number of batches to prefetch."""
         return self.images.prefetch
 
     def __len__(self) -> int:
-        return len(self.numbers)
+        return len(self.indices)
 
-    def read(self, numbers: Sequence[int]) -> NDArray[np.generic]:
-        """Return some of them."""
-        return self.images.read([int(self.numbers[number]) for number in numbers])
+    def read(self, indices: Sequence[int]) -> NDArray[np.generic]:
+        """Return the images at some indices."""
+        return self.images.read([int(self.indices[index]) for index in indices])
 
 
 @dataclass(frozen=True, kw_only=True)
 class DecodedImages:
-    """Images of files, decoded by several threads when they are asked for.
+    """Encoded images, decoded by several threads when they are read.
 
-    n: how many; content: returns the bytes of one; name: what to call it in an error.
-    remedy: what to do about one that cannot be read, for the end of the error.
+    Attributes:
+        n: number of images.
+        content: returns the bytes of the image at an index.
+        name: returns its name for errors.
+        transform: resize and crop.
+        remedy: what to do about an unreadable image, for the end of the error.
+        prefetch: number of batches to prefetch.
     """
 
     n: int
@@ -149,36 +155,36 @@ class DecodedImages:
     def __len__(self) -> int:
         return self.n
 
-    def read(self, numbers: Sequence[int]) -> NDArray[np.uint8]:
-        """Return some of them.
+    def read(self, indices: Sequence[int]) -> NDArray[np.uint8]:
+        """Return the images at some indices.
 
         Raises:
-            PipelineError: if one cannot be read.
+            PipelineError: if an image cannot be read.
         """
         side = self.transform.side
-        out = np.empty((len(numbers), side, side, 3), np.uint8)
+        out = np.empty((len(indices), side, side, 3), np.uint8)
 
         def fill(row: int) -> None:
-            number = numbers[row]
+            index = indices[row]
             try:
-                out[row] = self.transform(decode_image(self.content(number)))
+                out[row] = self.transform(decode_image(self.content(index)))
             except SampleError as error:
                 raise PipelineError(f"{error}; run pixmix-shard verify") from error
             except OSError as error:
-                raise unreadable(self.name(number), error, self.remedy) from error
+                raise unreadable(self.name(index), error, self.remedy) from error
             except (DecodeError, ValueError) as error:
                 raise PipelineError(
-                    f"{self.name(number)} cannot be evaluated: {error}; {self.remedy}"
+                    f"{self.name(index)} cannot be evaluated: {error}; {self.remedy}"
                 ) from error
 
         with ThreadPoolExecutor(available_cores()) as pool:
-            for _ in pool.map(fill, range(len(numbers))):
+            for _ in pool.map(fill, range(len(indices))):
                 pass
         return out
 
 
 def shard_images(shards: ShardSet, transform: ResizeCrop) -> DecodedImages:
-    """Return the images of shards, in their order."""
+    """Return the images of shards, in the order of the shards."""
     return DecodedImages(
         n=len(shards), content=ShardDataset(shards).read, name=shards.key, transform=transform
     )
@@ -187,11 +193,11 @@ def shard_images(shards: ShardSet, transform: ResizeCrop) -> DecodedImages:
 def file_images(
     files: Sequence[Path], transform: ResizeCrop, *, remedy: str = DecodedImages.remedy
 ) -> DecodedImages:
-    """Return the images of files, in their order; see `DecodedImages` for the remedy."""
+    """Return the images of files; see `DecodedImages` for the remedy."""
     return DecodedImages(
         n=len(files),
-        content=lambda number: read_image_file(files[number]),
-        name=lambda number: printable(str(files[number])),
+        content=lambda index: read_image_file(files[index]),
+        name=lambda index: printable(str(files[index])),
         transform=transform,
         remedy=remedy,
     )
@@ -200,26 +206,26 @@ def file_images(
 def folder_images(
     folder: Path, transform: ResizeCrop, notices: Notices | None = None
 ) -> DecodedImages:
-    """Return the images of a folder and the folders in it; notices take what is ignored.
+    """Return the images of a folder and its subfolders; notices collect ignored paths.
 
     Raises:
-        PipelineError: if there is none.
+        PipelineError: if no image is found.
         OSError: if a folder cannot be read.
     """
     return file_images(image_files(folder, ignored=(notices or Notices()).ignored), transform)
 
 
 def source_images(source: Source, transform: ResizeCrop) -> DecodedImages:
-    """Return the images of a source of shards.
+    """Return the images of a source that `pixmix-shard` can read.
 
     Raises:
-        PipelineError: if there is none.
+        PipelineError: if no image is found.
     """
     items = [(item.place, item.name) for item in source.items()]
     return DecodedImages(
         n=len(items),
-        content=lambda number: source.read(items[number][0]),
-        name=lambda number: items[number][1],
+        content=lambda index: source.read(items[index][0]),
+        name=lambda index: items[index][1],
         transform=transform,
     )
 
@@ -233,8 +239,8 @@ def read_frames(path: Path, transform: ResizeCrop) -> NDArray[np.uint8]:
     """Return all frames of a video, (frames, side, side, 3) uint8.
 
     Raises:
-        PipelineError: if the extra `video` is not installed, or the file is not a whole video of
-            two frames or more that are at least as large as the transform.
+        PipelineError: if the extra ``video`` is not installed, or the file is not a complete video
+            of at least two frames that are as large as the crop.
     """
     try:
         import av
@@ -255,33 +261,37 @@ def read_frames(path: Path, transform: ResizeCrop) -> NDArray[np.uint8]:
                     )
                 frames.append(transform(frame.to_ndarray(format="rgb24").astype(np.uint8)))
     except (av.error.FFmpegError, IndexError, ValueError) as error:
-        raise PipelineError(f"{path} is no whole video ({error}); unpack the set again") from error
+        raise PipelineError(
+            f"{path} is not a complete video ({error}); unpack the dataset again"
+        ) from error
     except OSError as error:
-        raise unreadable(path, error, "unpack the set again") from error
+        raise unreadable(path, error, "unpack the dataset again") from error
     if len(frames) < 2:
-        raise PipelineError(f"{path} has {len(frames)} frame; unpack the set again")
+        raise PipelineError(
+            f"{path} has {len(frames)} frame, expected at least 2; unpack the dataset again"
+        )
     return np.stack(frames)
 
 
 # --- Arrays and text -----------------------------------------------------------------------------
 
 DOWNLOAD_AGAIN = "download it again"
-"""What to do about a damaged file that others distribute."""
+"""Remedy for a damaged file of a published dataset."""
 
 _MOST_LABELS = 1 << 30
 _MOST_TEXT = 1 << 24
 
 
 def read_labels(path: Path, remedy: str = DOWNLOAD_AGAIN) -> NDArray[np.int64]:
-    """Return the whole numbers of a .npy file, (n,) int64; see `open_array`.
+    """Return the labels in a .npy file, (n,) int64; see `open_array`.
 
     Raises:
-        PipelineError: if it holds anything else.
+        PipelineError: if the file holds anything but integers in one dimension.
     """
     labels = open_array(path, remedy)
     if labels.ndim != 1 or labels.dtype.kind not in "iu" or labels.nbytes > _MOST_LABELS:
         raise PipelineError(
-            f"{path} is {labels.dtype} of shape {labels.shape}; labels are whole numbers in one "
+            f"{path} is {labels.dtype} of shape {labels.shape}; expected integers in one "
             f"dimension; {remedy}"
         )
     if labels.dtype.kind == "u" and len(labels) and int(labels.max()) > np.iinfo(np.int64).max:
@@ -290,10 +300,10 @@ def read_labels(path: Path, remedy: str = DOWNLOAD_AGAIN) -> NDArray[np.int64]:
 
 
 def read_names(path: Path, remedy: str) -> list[str]:
-    """Return the lines of a text file in UTF-8, whatever the locale is.
+    """Return the lines of a text file in UTF-8, independent of the locale.
 
     Raises:
-        PipelineError: if it is not a regular file of UTF-8, or too large.
+        PipelineError: if the file is not UTF-8, not a regular file, or too large.
     """
     try:
         return read_regular(path, max_bytes=_MOST_TEXT).decode("utf-8-sig").splitlines()

@@ -1,7 +1,7 @@
-"""Sets like CIFAR-10-C for images that have no official one, in a folder such as DIGITS-C-made.
+"""Make a dataset like CIFAR-10-C from any test set, in a folder such as DIGITS-C-made.
 
-By the extra `corruptions` (imagecorruptions-imaug), whose constants are ImageNet-C's: results on
-such a set compare networks with each other, and not with published results on CIFAR-10-C.
+The extra ``corruptions`` (imagecorruptions-imaug) applies them with ImageNet-C's constants. Results
+on such a dataset compare networks with each other, not with published results on CIFAR-10-C.
 """
 
 import warnings
@@ -37,10 +37,10 @@ from pipelines.system.untrusted import open_array
 _PACKAGE = "imagecorruptions-imaug"
 
 _SEEDED = frozenset({"glass_blur", "impulse_noise"})
-"""Corruptions that draw from a generator of their own, whose seed is an argument."""
+"""Corruptions that take a seed argument instead of drawing from numpy's global state."""
 
 _SMALLEST = 32
-"""Pixels of a side, which the package asks for."""
+"""Smallest side that the package accepts, pixels."""
 
 
 def make_corrupted(
@@ -52,22 +52,22 @@ def make_corrupted(
     names: Sequence[str] = CORRUPTIONS,
     progress: Progress = no_progress,
 ) -> Path:
-    """Write a folder of corrupted images in CIFAR-10-C's layout, or what of it is missing.
+    """Write corrupted images in CIFAR-10-C's layout, and complete what a stopped run left.
 
     Args:
-        data: the images, as a network of theirs would see them.
-        out: folder for "NAME-C-made".
-        n: only the first n images; None for all.
-        seed: of the noise: image i of a corruption and severity depends on it and on i alone.
-        names: of corruptions.
-        progress: called with images done, and all.
+        data: test images, preprocessed to the input size of a network.
+        out: parent folder of "NAME-C-made".
+        n: number of images, from the first on; None for all.
+        seed: seed of the noise; image i at a corruption and severity depends only on seed and i.
+        names: corruptions to write.
+        progress: called with the number of images done and the total.
 
     Returns:
-        The folder.
+        The folder "NAME-C-made".
 
     Raises:
-        PipelineError: if the extra is not installed, or the folder holds another set.
-        OSError: if it cannot be written.
+        PipelineError: if the extra is not installed, or the folder holds another dataset.
+        OSError: if the folder cannot be written.
     """
     try:
         with warnings.catch_warnings():
@@ -81,7 +81,7 @@ def make_corrupted(
     if data.side < _SMALLEST:
         raise PipelineError(
             f"the images have {data.side}x{data.side} pixels, and the corruptions need at least "
-            f"{_SMALLEST}x{_SMALLEST}; use --checkpoint with a network of larger images"
+            f"{_SMALLEST}x{_SMALLEST}; pass the --checkpoint of a network with larger input images"
         )
     unwritable = [name for name in data.classes if len(name.splitlines()) != 1]
     if unwritable:
@@ -108,11 +108,11 @@ def _write(
     names: Sequence[str],
     progress: Progress,
 ) -> None:
-    """Write what of a set is missing; see `make_corrupted`."""
+    """Write the record, the labels and each missing array; see `make_corrupted`."""
     images = data.require_test().images
     repeated = np.tile(labels, SEVERITIES)
     shape = (len(repeated), data.side, data.side, 3)
-    _same_or_new(folder, _made_of(data, labels, seed))
+    _check_or_write_record(folder, _record(data, labels, seed))
     with new_file(folder / "labels.npy") as file:
         np.save(file, repeated, allow_pickle=False)
     if data.classes:
@@ -121,12 +121,12 @@ def _write(
     progress(0, total)
     for name in names:
         path = folder / f"{name}.npy"
-        if _is_whole(path, shape):
+        if _is_complete(path, shape):
             done += len(repeated)
             progress(done, total)
             continue
         with new_file(path) as file:
-            # Image by image, for all of them may be larger than the memory.
+            # One image at a time: together they may not fit into memory.
             header = {"descr": "|u1", "fortran_order": False, "shape": shape}
             np.lib.format.write_array_header_1_0(file, header)
             for severity in range(1, SEVERITIES + 1):
@@ -140,15 +140,15 @@ def _write(
         progress(done, total)
 
 
-def _is_whole(path: Path, shape: tuple[int, ...]) -> bool:
-    """Return whether a corruption has been written; a damaged one is written again."""
+def _is_complete(path: Path, shape: tuple[int, ...]) -> bool:
+    """Return whether an array has been written; a damaged one is written again."""
     if not path.exists():
         return False
     try:
-        there = open_array(path, DOWNLOAD_AGAIN)
+        existing = open_array(path, DOWNLOAD_AGAIN)
     except PipelineError:
         return False
-    return there.shape == shape and there.dtype == np.uint8
+    return existing.shape == shape and existing.dtype == np.uint8
 
 
 def _image(images: Images, index: int) -> NDArray[np.generic]:
@@ -162,18 +162,17 @@ def _corrupted(
     severity: int,
     seed: int,
 ) -> NDArray[np.uint8]:
-    """Corrupt an image by a seed alone.
+    """Corrupt an image reproducibly.
 
-    The package draws from numpy's global state, which is put back; two corruptions draw from a
-    generator of their own.
+    The package draws from numpy's global state, which is restored afterwards.
     """
-    own = {"seed": seed} if name in _SEEDED else {}
+    keywords = {"seed": seed} if name in _SEEDED else {}
     state = np.random.get_state()  # noqa: NPY002
     np.random.seed(seed)  # noqa: NPY002
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            return np.asarray(corrupt(image, severity, corruption_name=name, **own), np.uint8)
+            return np.asarray(corrupt(image, severity, corruption_name=name, **keywords), np.uint8)
     finally:
         np.random.set_state(state)  # noqa: NPY002
 
@@ -182,8 +181,7 @@ def _seed(*key: int) -> int:
     return int(np.random.SeedSequence(key).generate_state(1)[0])
 
 
-def _made_of(data: EvaluationData, labels: NDArray[np.int64], seed: int) -> MakeCRecord:
-    """Return what decides a set."""
+def _record(data: EvaluationData, labels: NDArray[np.int64], seed: int) -> MakeCRecord:
     images = data.require_test().images
     hashes = (sha256(_image(images, i).tobytes()) for i in range(len(labels)))
     return MakeCRecord(
@@ -193,22 +191,22 @@ def _made_of(data: EvaluationData, labels: NDArray[np.int64], seed: int) -> Make
     )  # fmt: skip
 
 
-def _same_or_new(folder: Path, asked: MakeCRecord) -> None:
-    """Write down what a set is made of, or check that it is the same.
+def _check_or_write_record(folder: Path, record: MakeCRecord) -> None:
+    """Write the record of a new dataset, or check that an existing one has the same record.
 
     Raises:
-        PipelineError: if the folder holds another set, or one that this command did not make.
+        PipelineError: if the folder holds another dataset, or one that make-c did not make.
     """
-    made = read_make_c_record(folder, f"remove {folder} and run the command again")
-    if made is not None:
-        for name in asked.__struct_fields__:
-            there, value = getattr(made, name), getattr(asked, name)
-            if there != value:
+    existing = read_make_c_record(folder, f"remove {folder} and run the command again")
+    if existing is not None:
+        for name in record.__struct_fields__:
+            then, now = getattr(existing, name), getattr(record, name)
+            if then != now:
                 raise PipelineError(
-                    f"{folder} was made with {name} {there!s:.80}, and this is {value!s:.80}; "
-                    "choose another folder by --out, or remove it"
+                    f"{folder} was made with {name} {then!s:.80}, this command has {now!s:.80}; "
+                    "use another --out, or remove the folder"
                 )
     elif any(folder.glob("*.npy")):
-        raise PipelineError(f"{folder} was not made by this command; choose another by --out")
+        raise PipelineError(f"{folder} was not made by this command; use another --out")
     else:
-        write_file(folder / MAKE_C_RECORD, msgspec.json.format(msgspec.json.encode(asked)) + b"\n")
+        write_file(folder / MAKE_C_RECORD, msgspec.json.format(msgspec.json.encode(record)) + b"\n")

@@ -1,11 +1,11 @@
-"""The metrics of the PixMix paper: functions of arrays, and the table of what each suite measures.
+"""The metrics of the PixMix paper as functions of arrays, and a table of each suite's metrics.
 
-To add a metric, write a function and a row of `METRICS`: its suite computes it, and the JSON, the
-tables, the reports and the radar plot show it.
+To add a metric, write a function and add a row to `METRICS`. Its suite then computes it, and the
+JSON, the tables, the reports and the radar plot show it.
 
-Formulas: Hendrycks et al., "PixMix", CVPR 2022, section 4; Hendrycks & Dietterich, ICLR 2019, for
-corruptions and perturbations; the released code, github.com/andyzoujm/pixmix at f867e87, except
-where docstrings name an error in it.
+Formulas: Hendrycks et al., "PixMix", CVPR 2022, section 4; for corruptions and perturbations
+Hendrycks & Dietterich, ICLR 2019; and the released code, github.com/andyzoujm/pixmix at f867e87,
+except where a docstring names an error in it.
 """
 
 from collections.abc import Callable, Mapping
@@ -21,7 +21,7 @@ Integers = NDArray[np.integer[Any]]
 
 
 def error(correct: NDArray[np.bool_]) -> float:
-    """Return the share of wrong predictions. correct: (n,)."""
+    """Return the error, 0..1. correct: (n,) bool."""
     return float((~correct).mean())
 
 
@@ -49,7 +49,7 @@ ALEXNET_ERRORS: Mapping[str, float] = {
     "pixelate": 0.717840,
     "jpeg_compression": 0.606500,
 }
-"""AlexNet's mean errors on ImageNet-C (github.com/hendrycks/robustness): what mCE divides by."""
+"""AlexNet's mean errors on ImageNet-C, the divisors of mCE (github.com/hendrycks/robustness)."""
 
 ALEXNET_FLIPS: Mapping[str, float] = {
     "gaussian_noise": 0.23653,
@@ -63,46 +63,52 @@ ALEXNET_FLIPS: Mapping[str, float] = {
     "tilt": 0.07050,
     "scale": 0.23531,
 }
-"""AlexNet's flip probabilities on ImageNet-P (github.com/hendrycks/robustness)."""
+"""AlexNet's flip probabilities on ImageNet-P, the divisors of mFR."""
 
 NOISES = frozenset({"gaussian_noise", "shot_noise", "impulse_noise", "speckle_noise"})
-"""Perturbations whose frames follow from the first one, not from each other."""
+"""Perturbations whose frames are each drawn from the first frame, not from the previous one."""
 
 
 def mean_corruption_error(errors: Mapping[str, float]) -> float:
-    """Return ImageNet's mCE: the mean over 15 corruptions of errors over AlexNet's, 1 its own.
+    """Return the mCE on ImageNet-C: the mean over 15 corruptions of error / AlexNet's error.
 
-    errors: of each corruption, the mean over its five severities, 0..1.
+    Args:
+        errors: for each corruption the mean error over its five severities, 0..1.
 
     Raises:
-        ValueError: if one of the 15 is missing.
+        ValueError: if one of the 15 corruptions is missing.
     """
     return _relative(errors, ALEXNET_ERRORS)
 
 
 def mean_flip_rate(flips: Mapping[str, float]) -> float:
-    """Return ImageNet's mFR: the mean over 10 perturbations of the flips over AlexNet's.
+    """Return the mFR on ImageNet-P: the mean over 10 perturbations of flips / AlexNet's flips.
 
-    flips: of each perturbation, its `flip_probability`.
+    Args:
+        flips: for each perturbation its `flip_probability`.
 
     Raises:
-        ValueError: if one of the 10 is missing.
+        ValueError: if one of the 10 perturbations is missing.
     """
     return _relative(flips, ALEXNET_FLIPS)
 
 
-def _relative(found: Mapping[str, float], of_alexnet: Mapping[str, float]) -> float:
-    missing = sorted(of_alexnet.keys() - found.keys())
+def _relative(values: Mapping[str, float], alexnet: Mapping[str, float]) -> float:
+    missing = sorted(alexnet.keys() - values.keys())
     if missing:
-        raise ValueError(f"{', '.join(missing)} missing: the mean is over {len(of_alexnet)} kinds")
-    return float(np.mean([found[name] / value for name, value in of_alexnet.items()]))
+        raise ValueError(
+            f"{', '.join(missing)} missing; the mean must be over all {len(alexnet)} values"
+        )
+    return float(np.mean([values[name] / value for name, value in alexnet.items()]))
 
 
 def flip_probability(predictions: Integers, *, noise: bool) -> float:
-    """Return how often a prediction changes from frame to frame, 0..1.
+    """Return how often a prediction changes from one frame to the next, 0..1.
 
-    predictions: (sequences, frames), classes. noise: compare with the first frame instead of the
-    one before, for in noise no frame follows from the one before.
+    Args:
+        predictions: (sequences, frames) predicted classes.
+        noise: whether to compare with the first frame instead of the previous one, because the
+            frames of a noise sequence are independent.
 
     Raises:
         ValueError: if there are fewer than two frames.
@@ -119,27 +125,32 @@ def flip_probability(predictions: Integers, *, noise: bool) -> float:
 def calibration_error(
     confidence: Floats, correct: NDArray[np.bool_], *, norm: str = "rms", bin_size: int = 100
 ) -> float:
-    """Return the calibration error in bins of equally many samples.
+    """Return the calibration error over bins with the same number of samples.
 
-    Samples are sorted by confidence and put into bins of `bin_size`, of which the last takes the
-    remainder. The released code leaves the last bin out, the most confident one, and fails with
-    fewer samples than a bin has; here every bin counts.
+    Samples are sorted by confidence and put into bins of `bin_size`; the last bin also takes the
+    remainder. The released code leaves out the last bin, which is the most confident one, and fails
+    if there are fewer samples than one bin; here every bin counts.
 
-    confidence: (n,) 0..1, the largest softmax value; correct: (n,).
-    norm: "rms", "mad" (mean absolute) or "max", over bins weighted by their sizes.
+    Args:
+        confidence: (n,) 0..1, the largest softmax value.
+        correct: (n,) bool.
+        norm: "rms", "mad" (mean absolute) or "max", over bins weighted by their sizes.
+        bin_size: samples per bin.
 
     Raises:
-        ValueError: if there are no samples, shapes differ or the norm is unknown.
+        ValueError: if the arrays are empty, the shapes differ, or the norm is unknown.
     """
     confidence, correct = _paired(confidence, correct)
     if bin_size < 1:
         raise ValueError(f"bin_size is {bin_size}; use at least 1")
     order = np.argsort(confidence, kind="stable")
-    sure, right = confidence[order].astype(np.float64), correct[order].astype(np.float64)
+    sorted_confidence = confidence[order].astype(np.float64)
+    sorted_correct = correct[order].astype(np.float64)
     n = len(order)
     starts = np.arange(max(n // bin_size, 1)) * bin_size
     sizes = np.diff(np.append(starts, n))
-    gaps = (np.add.reduceat(sure, starts) - np.add.reduceat(right, starts)) / sizes
+    gaps = np.add.reduceat(sorted_confidence, starts) - np.add.reduceat(sorted_correct, starts)
+    gaps /= sizes
     if norm == "rms":
         return float(np.sqrt((sizes / n * gaps**2).sum()))
     if norm == "mad":
@@ -152,35 +163,43 @@ def calibration_error(
 def aurra(confidence: Floats, correct: NDArray[np.bool_]) -> float:
     """Return the area under the response rate accuracy curve, 0..1.
 
-    The mean over all response rates of the accuracy among the most confident predictions.
+    This is the mean, over all response rates, of the accuracy of the most confident predictions.
 
-    confidence: (n,); correct: (n,).
+    Args:
+        confidence: (n,).
+        correct: (n,) bool.
 
     Raises:
-        ValueError: if there are no samples, or shapes differ.
+        ValueError: if the arrays are empty, or the shapes differ.
     """
     confidence, correct = _paired(confidence, correct)
     order = np.argsort(-confidence, kind="stable")
-    answered = np.arange(1, len(order) + 1)
-    return float((np.cumsum(correct[order]) / answered).mean())
+    responses = np.arange(1, len(order) + 1)
+    return float((np.cumsum(correct[order]) / responses).mean())
 
 
 def soft_f1(confidence: Floats, correct: NDArray[np.bool_]) -> float:
-    """Return the soft F1 score of detecting wrong predictions by their doubt, 1 - confidence, 0..1.
+    """Return the soft F1 score of detecting errors by their uncertainty, 1 - confidence, 0..1.
 
-    Twice the doubt in wrong predictions, over that plus the doubt in right ones plus the confidence
-    in wrong ones; 0 where no prediction is wrong.
+    True positives are the summed uncertainty of wrong predictions, false negatives their summed
+    confidence, and false positives the summed uncertainty of correct predictions.
 
-    confidence: (n,) 0..1; correct: (n,).
+    Args:
+        confidence: (n,) 0..1.
+        correct: (n,) bool.
+
+    Returns:
+        2 TP / (2 TP + FN + FP); 0 if every prediction is correct with confidence 1.
 
     Raises:
-        ValueError: if there are no samples, or shapes differ.
+        ValueError: if the arrays are empty, or the shapes differ.
     """
     confidence, correct = _paired(confidence, correct)
-    doubt = 1 - confidence.astype(np.float64)
-    found, missed = doubt[~correct].sum(), (1 - doubt[~correct]).sum()
-    total = 2 * found + missed + doubt[correct].sum()
-    return float(2 * found / total) if total > 0 else 0.0
+    uncertainty = 1 - confidence.astype(np.float64)
+    positives = uncertainty[~correct].sum()
+    missed = (1 - uncertainty[~correct]).sum()
+    total = 2 * positives + missed + uncertainty[correct].sum()
+    return float(2 * positives / total) if total > 0 else 0.0
 
 
 _TEMPERATURES = (0.05, 20.0)
@@ -188,15 +207,17 @@ _CHUNK = 4096
 
 
 def tune_temperature(logits: Floats, labels: Integers) -> float:
-    """Return the temperature by which logits are divided for the least mean cross entropy.
+    """Return the temperature that minimizes the cross entropy of logits / temperature.
 
-    In 1 / temperature the cross entropy is convex, and the place where its slope is 0 is found by
-    halving, within 0.05 and 20 (Guo et al., ICML 2017).
+    The cross entropy is convex in 1 / temperature, and bisection finds the zero of its slope
+    between the temperatures 0.05 and 20 (Guo et al., ICML 2017).
 
-    logits: (n, classes); labels: (n,), of samples on which nothing else is then measured.
+    Args:
+        logits: (n, classes), of samples that are not used for the metrics.
+        labels: (n,).
 
     Raises:
-        ValueError: if there are no samples, or shapes differ.
+        ValueError: if the arrays are empty, or the shapes differ.
     """
     if logits.ndim != 2 or labels.shape != logits.shape[:1] or len(labels) == 0:
         raise ValueError(
@@ -214,19 +235,21 @@ def tune_temperature(logits: Floats, labels: Integers) -> float:
 
 
 def _slope(logits: Floats, labels: Integers, inverse: float) -> float:
-    """Return the slope of the cross entropy's sum in 1 / temperature."""
+    """Return the derivative of the summed cross entropy with respect to 1 / temperature."""
     total = 0.0
     for begin in range(0, len(labels), _CHUNK):
-        some = logits[begin : begin + _CHUNK].astype(np.float64)
-        right = some[np.arange(len(some)), labels[begin : begin + _CHUNK]]
-        total += float((_softmax(some * inverse) * some).sum() - right.sum())
+        chunk = logits[begin : begin + _CHUNK].astype(np.float64)
+        of_labels = chunk[np.arange(len(chunk)), labels[begin : begin + _CHUNK]]
+        total += float((_softmax(chunk * inverse) * chunk).sum() - of_labels.sum())
     return total
 
 
 def scaled_confidence(logits: Floats, temperature: float) -> NDArray[np.float32]:
-    """Return the largest softmax value of logits over a temperature, (n,) float32.
+    """Return the largest softmax values of logits / temperature, (n,) float32.
 
-    logits: (n, classes); temperature: above 0.
+    Args:
+        logits: (n, classes).
+        temperature: above 0.
     """
     chunks = [
         _softmax(logits[begin : begin + _CHUNK].astype(np.float64) / temperature).max(1)
@@ -246,7 +269,7 @@ def _paired(confidence: Floats, correct: NDArray[np.bool_]) -> tuple[NDArray[Any
     if confidence.shape != correct.shape or confidence.ndim != 1 or len(confidence) == 0:
         raise ValueError(
             f"confidence of shape {confidence.shape} and correct of shape {correct.shape}; pass "
-            "one of each for every sample, and at least one sample"
+            "one value of each per sample, and at least one sample"
         )
     return confidence, correct
 
@@ -255,9 +278,13 @@ def _paired(confidence: Floats, correct: NDArray[np.bool_]) -> tuple[NDArray[Any
 
 
 def auroc(id_scores: Floats, ood_scores: Floats) -> float:
-    """Return how often an OOD sample scores above an ID one, ties as half: the area under the ROC.
+    """Return the area under the ROC curve of OOD detection, 0..1; OOD samples are the positives.
 
-    id_scores, ood_scores: (n,), (m,), higher for what looks out-of-distribution.
+    This is how often an OOD sample scores higher than an ID sample; ties count one half.
+
+    Args:
+        id_scores: (n,), higher for samples that look out-of-distribution.
+        ood_scores: (m,), higher for samples that look out-of-distribution.
 
     Raises:
         ValueError: if either is empty.
@@ -271,31 +298,36 @@ def auroc(id_scores: Floats, ood_scores: Floats) -> float:
 
 
 def aupr(id_scores: Floats, ood_scores: Floats) -> float:
-    """Return the average precision at detecting OOD samples, all samples of a tie at once.
+    """Return the average precision of OOD detection, 0..1; tied samples are detected together.
 
-    id_scores, ood_scores: (n,), (m,), higher for what looks out-of-distribution.
+    Args:
+        id_scores: (n,), higher for samples that look out-of-distribution.
+        ood_scores: (m,), higher for samples that look out-of-distribution.
 
     Raises:
         ValueError: if either is empty.
     """
     true, false = _curve(*_scored(id_scores, ood_scores))
     precision = true / (true + false)
-    gained = np.diff(true, prepend=0) / true[-1]
-    return float((precision * gained).sum())
+    recall_steps = np.diff(true, prepend=0) / true[-1]
+    return float((precision * recall_steps).sum())
 
 
 def fpr_at_tpr(id_scores: Floats, ood_scores: Floats, tpr: float = 0.95) -> float:
-    """Return the false positive rate at a true positive rate: FPR95.
+    """Return the false positive rate at a true positive rate, by default FPR95.
 
-    All samples of one score are detected together, and the highest score at which at least `tpr` of
-    the OOD samples are detected is taken. The released code takes the score whose recall is nearest
-    to 95 %, which may be less than that, and of several scores with that recall the lowest. So the
-    two differ where samples tie, and by the ID samples between two OOD ones.
+    The threshold is the highest score at which at least `tpr` of the OOD samples are detected; tied
+    samples are detected together. The released code takes the threshold whose recall is nearest to
+    95 %, which may be below it, and the lowest of several thresholds with that recall. The results
+    differ for tied samples, and by the ID samples between two OOD samples.
 
-    id_scores, ood_scores: (n,), (m,), higher for what looks out-of-distribution.
+    Args:
+        id_scores: (n,), higher for samples that look out-of-distribution.
+        ood_scores: (m,), higher for samples that look out-of-distribution.
+        tpr: true positive rate, above 0 and at most 1.
 
     Raises:
-        ValueError: if either is empty, or tpr is not above 0 and at most 1.
+        ValueError: if either is empty, or tpr is out of range.
     """
     if not 0 < tpr <= 1:
         raise ValueError(f"tpr is {tpr}; use a number above 0 and at most 1")
@@ -305,23 +337,24 @@ def fpr_at_tpr(id_scores: Floats, ood_scores: Floats, tpr: float = 0.95) -> floa
 
 
 def _scored(id_scores: Floats, ood_scores: Floats) -> tuple[NDArray[np.float64], NDArray[np.bool_]]:
-    inside, outside = np.asarray(id_scores, np.float64), np.asarray(ood_scores, np.float64)
-    if inside.ndim != 1 or outside.ndim != 1 or len(inside) == 0 or len(outside) == 0:
+    """Return all scores, (n + m,), and which of them are of OOD samples."""
+    id_scores, ood_scores = np.asarray(id_scores, np.float64), np.asarray(ood_scores, np.float64)
+    if id_scores.ndim != 1 or ood_scores.ndim != 1 or 0 in (len(id_scores), len(ood_scores)):
         raise ValueError(
-            f"scores of shapes {inside.shape} and {outside.shape}; pass one score for each sample, "
-            "and samples of both kinds"
+            f"id_scores of shape {id_scores.shape} and ood_scores of shape {ood_scores.shape}; "
+            "pass one score per sample, and at least one ID and one OOD sample"
         )
-    is_ood = np.repeat([False, True], [len(inside), len(outside)])
-    return np.concatenate([inside, outside]), is_ood
+    is_ood = np.repeat([False, True], [len(id_scores), len(ood_scores)])
+    return np.concatenate([id_scores, ood_scores]), is_ood
 
 
 def _curve(
     scores: NDArray[np.float64], is_ood: NDArray[np.bool_]
 ) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """Return the OOD and the ID samples at or above each score, from the highest score down."""
+    """Return true and false positives at each distinct score, from the highest down."""
     order = np.argsort(-scores, kind="stable")
-    falling = scores[order]
-    last = np.append(np.flatnonzero(np.diff(falling)), len(falling) - 1)
+    descending = scores[order]
+    last = np.append(np.flatnonzero(np.diff(descending)), len(descending) - 1)
     true = np.cumsum(is_ood[order])[last]
     return true, last + 1 - true
 
@@ -329,18 +362,18 @@ def _curve(
 # --- The table -----------------------------------------------------------------------------------
 
 INPUTS: Mapping[str, str] = {
-    "correct": "(n,) bool, whether each prediction is right",
+    "correct": "(n,) bool, whether each prediction is correct",
     "confidence": "(n,) float32, the largest softmax value of each prediction",
-    "scaled_confidence": "(n,) float32, the same after temperature scaling",
+    "scaled_confidence": "(n,) float32, confidence after temperature scaling",
     "errors": "corruption -> mean error over its severities",
-    "imagenet_c_errors": "the same of the official ImageNet-C",
+    "imagenet_c_errors": "errors, only for the official ImageNet-C",
     "rms": "corruption -> RMS calibration error",
     "flips": "perturbation -> flip probability",
-    "imagenet_p_flips": "the same of ImageNet-P",
-    "id_scores": "(n,) float32, doubt about each in-distribution image",
-    "ood_scores": "(m,) float32, doubt about each out-of-distribution image",
+    "imagenet_p_flips": "flips, only for ImageNet-P",
+    "id_scores": "(n,) float32, OOD score of each in-distribution image",
+    "ood_scores": "(m,) float32, OOD score of each out-of-distribution image",
 }
-"""What suites hand to metrics, by name."""
+"""The inputs that suites pass to metrics, by name."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -348,12 +381,15 @@ class Metric:
     """One number that a suite measures.
 
     Attributes:
-        suite: the suite; key: the metric's key in the suite's JSON.
-        name: what tables and plots call it.
-        compute: returns it from the `inputs`, which are names of `INPUTS`.
-        better: which direction is better.
-        unit: "%" of a share in 0..1; "% of AlexNet" of a ratio, which may be above 1; "" of others.
-        headline: whether tables, reports and CSV show it.
+        suite: the suite that computes it.
+        key: its key in the suite's JSON.
+        name: its name in tables and plots.
+        compute: function that returns it.
+        inputs: arguments of `compute`, as names in `INPUTS`.
+        better: whether smaller or larger values are better.
+        unit: "%" for fractions in 0..1; "% of AlexNet" for ratios, which may be above 1; "" for
+            other numbers.
+        headline: whether tables, reports and CSV files show it.
     """
 
     suite: str
@@ -366,10 +402,10 @@ class Metric:
     headline: bool = True
 
     def __post_init__(self) -> None:
-        """Refuse an input that no suite has.
+        """Validate the inputs.
 
         Raises:
-            ValueError: if there is one.
+            ValueError: if an input is not in `INPUTS`.
         """
         unknown = [name for name in self.inputs if name not in INPUTS]
         if unknown:
@@ -378,58 +414,57 @@ class Metric:
             )
 
     def format(self, value: float) -> str:
-        """Return a value as tables show it."""
+        """Format a value for tables."""
         return f"{100 * value:.2f} %" if self.unit else f"{value:.4g}"
 
     def goodness(self, value: float) -> float:
-        """Return a number that is larger for a better value; of a share, 1 is the best."""
+        """Return a number that is larger for better values; 1 is the best for fractions."""
         return value if self.better == "larger" else 1 - value
 
 
-def _calibration(suite: str, of: str) -> tuple[Metric, ...]:
-    """Return the calibration metrics that a set of labelled images has."""
-    both = ("confidence", "correct")
+def _calibration_metrics(suite: str, dataset: str) -> tuple[Metric, ...]:
+    inputs = ("confidence", "correct")
     return (
-        Metric(suite=suite, key="rms", name=f"RMS calibration error{of}", inputs=both,
+        Metric(suite=suite, key="rms", name=f"RMS calibration error{dataset}", inputs=inputs,
                compute=calibration_error),
-        Metric(suite=suite, key="aurra", name=f"AURRA{of}", inputs=both, compute=aurra,
+        Metric(suite=suite, key="aurra", name=f"AURRA{dataset}", inputs=inputs, compute=aurra,
                better="larger", headline=False),
     )  # fmt: skip
 
 
-def _detection(suite: str, of: str) -> tuple[Metric, ...]:
-    """Return the metrics of out-of-distribution detection."""
-    both = ("id_scores", "ood_scores")
+def _ood_metrics(suite: str, name: str) -> tuple[Metric, ...]:
+    inputs = ("id_scores", "ood_scores")
     return (
-        Metric(suite=suite, key="auroc", name=f"{of}, AUROC", inputs=both, compute=auroc,
+        Metric(suite=suite, key="auroc", name=f"{name}, AUROC", inputs=inputs, compute=auroc,
                better="larger"),
-        Metric(suite=suite, key="aupr", name=f"{of}, AUPR", inputs=both, compute=aupr,
+        Metric(suite=suite, key="aupr", name=f"{name}, AUPR", inputs=inputs, compute=aupr,
                better="larger"),
-        Metric(suite=suite, key="fpr95", name=f"{of}, FPR95", inputs=both, compute=fpr_at_tpr),
+        Metric(suite=suite, key="fpr95", name=f"{name}, FPR95", inputs=inputs,
+               compute=fpr_at_tpr),
     )  # fmt: skip
 
 
 METRICS: tuple[Metric, ...] = (
     Metric(suite="clean", key="error", name="clean error", compute=error, inputs=("correct",)),
     Metric(
-        suite="c", key="mce", name="mean corruption error (C, AlexNet 100 %)",
+        suite="c", key="mce", name="mCE (C, AlexNet = 100 %)",
         compute=mean_corruption_error, inputs=("imagenet_c_errors",), unit="% of AlexNet",
     ),
-    Metric(suite="c", key="mean_error", name="corruption error (C)", compute=mean,
+    Metric(suite="c", key="mean_error", name="mean corruption error (C)", compute=mean,
            inputs=("errors",)),
-    Metric(suite="c-bar", key="mean_error", name="corruption error (C-bar)", compute=mean,
+    Metric(suite="c-bar", key="mean_error", name="mean corruption error (C-bar)", compute=mean,
            inputs=("errors",)),
-    Metric(suite="r", key="error", name="error on ImageNet-R", compute=error, inputs=("correct",)),
-    Metric(suite="a", key="error", name="error on ImageNet-A", compute=error, inputs=("correct",)),
+    Metric(suite="r", key="error", name="error (ImageNet-R)", compute=error, inputs=("correct",)),
+    Metric(suite="a", key="error", name="error (ImageNet-A)", compute=error, inputs=("correct",)),
     Metric(
-        suite="p", key="mfr", name="mean flip rate (P, AlexNet 100 %)", compute=mean_flip_rate,
+        suite="p", key="mfr", name="mFR (P, AlexNet = 100 %)", compute=mean_flip_rate,
         inputs=("imagenet_p_flips",), unit="% of AlexNet",
     ),
-    Metric(suite="p", key="mean_flip_probability", name="flip probability (P)", compute=mean,
-           inputs=("flips",)),
+    Metric(suite="p", key="mean_flip_probability", name="mean flip probability (P)",
+           compute=mean, inputs=("flips",)),
     Metric(suite="adversarial", key="error", name="adversarial error (PGD)", compute=error,
            inputs=("correct",)),
-    *_calibration("calibration", ""),
+    *_calibration_metrics("calibration", ""),
     Metric(
         suite="calibration", key="mad", name="MAD calibration error", headline=False,
         compute=partial(calibration_error, norm="mad"), inputs=("confidence", "correct"),
@@ -451,31 +486,31 @@ METRICS: tuple[Metric, ...] = (
            inputs=("rms",)),
     Metric(suite="c-bar", key="mean_rms", name="RMS calibration error (C-bar)", compute=mean,
            inputs=("rms",), headline=False),
-    *_calibration("r", " (R)"),
-    *_calibration("a", " (A)"),
-    *_detection("ood", "OOD detection"),
-    *_detection("o", "OOD detection (O)"),
+    *_calibration_metrics("r", " (ImageNet-R)"),
+    *_calibration_metrics("a", " (ImageNet-A)"),
+    *_ood_metrics("ood", "OOD detection"),
+    *_ood_metrics("o", "OOD detection (ImageNet-O)"),
 )  # fmt: skip
 """All metrics, in the order of the tables."""
 
 HEADLINES = tuple(metric for metric in METRICS if metric.headline)
-"""Those that tables, reports, CSV and the radar plot show."""
+"""The metrics that tables, reports, CSV files and the radar plot show."""
 
 
 def measure(suite: str, **inputs: object) -> dict[str, float]:
-    """Compute the metrics of a suite, by their keys.
+    """Return the metrics of a suite by key.
 
     Args:
         suite: the suite.
-        inputs: by the names of `INPUTS`; metrics with an input that is None are left out.
+        inputs: values for the names in `INPUTS`; a metric with an input of None is left out.
 
     Raises:
-        KeyError: if a row needs an input that the suite never has.
+        KeyError: if a metric needs an input that is not passed.
     """
-    found = {}
+    values = {}
     for metric in METRICS:
         if metric.suite == suite:
             arguments = [inputs[name] for name in metric.inputs]
             if all(each is not None for each in arguments):
-                found[metric.key] = metric.compute(*arguments)
-    return found
+                values[metric.key] = metric.compute(*arguments)
+    return values

@@ -1,4 +1,4 @@
-"""A network's predictions and their confidence, computed by any number of processes."""
+"""Predict images with a network in one or more processes, and describe its preprocessing."""
 
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -22,15 +22,17 @@ from pipelines.system.processes import available_cores, prefetch
 Part = TypeVar("Part")
 
 VIDEO_FRAMES = 31
-"""Of a video of ImageNet-P; so many videos are read at once that their frames make a batch."""
+"""Frames of most videos of ImageNet-P, by which the number of videos per batch is chosen."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Predictions:
-    """What a network predicts for n images.
+    """Predictions for n images.
 
-    predicted: (n,) int64 outputs; confidence: (n,) float32, the largest softmax value.
-    logits: (n, outputs) float32, where they were asked for.
+    Attributes:
+        predicted: (n,) int64, the predicted output.
+        confidence: (n,) float32, the largest softmax value.
+        logits: (n, outputs) float32, if requested.
     """
 
     predicted: NDArray[np.int64]
@@ -40,11 +42,15 @@ class Predictions:
 
 @dataclass(frozen=True, kw_only=True)
 class Classifier:
-    """A network and its preprocessing.
+    """A network and its normalization.
 
-    module: in evaluation mode, on the processes' device; mean, std: of its input, for 0..1.
-    batch_size: per process. No more than a batch of images is ever held.
-    count: called with the number of images of each batch after this process has predicted it.
+    Attributes:
+        module: the network in evaluation mode, on the device of the process.
+        mean: mean of each channel, for images in 0..1.
+        std: standard deviation of each channel.
+        processes: the processes that share the images.
+        batch_size: images per batch of one process, the most that it holds at once.
+        count: called with the number of images in each batch that this process has predicted.
     """
 
     module: nn.Module
@@ -55,135 +61,137 @@ class Classifier:
     count: Callable[[int], None] = lambda _n: None
 
     def logits(self, images: Tensor) -> Tensor:
-        """Classify (B, 3, H, W) float32 in 0..1 on the device; returns (B, classes) float32."""
+        """Return the logits, (B, classes) float32, for images (B, 3, H, W) float32 in 0..1."""
         shape = (1, 3, 1, 1)
         mean = torch.tensor(self.mean, device=images.device).view(shape)
         std = torch.tensor(self.std, device=images.device).view(shape)
         normalized = ((images - mean) / std).contiguous(memory_format=torch.channels_last)
         with explain_shape_errors(self.module, normalized):
-            found: Tensor = self.module(normalized)
-            # An output of another shape fails here, and the error says so.
-            _images, _classes = found.shape
-        return found.float()
+            logits: Tensor = self.module(normalized)
+            # An output of another shape fails here, inside the context that explains it.
+            _images, _classes = logits.shape
+        return logits.float()
 
     def predict(
         self,
         images: Images,
         *,
-        change: Callable[[Tensor, range], Tensor] | None = None,
+        attack: Callable[[Tensor, range], Tensor] | None = None,
         outputs: NDArray[np.int64] | None = None,
         logits: bool = False,
     ) -> Predictions:
-        """Predict images, each in one process, and return all predictions in every process.
+        """Predict images; processes share them, and each returns all predictions.
 
         Args:
-            images: the images; of decoded ones the next batch is prefetched.
-            change: applied to a batch in 0..1, with its numbers, before prediction; an attack.
-            outputs: those that may be predicted, over which the softmax is; None for all.
-            logits: whether logits are returned, too.
+            images: the images.
+            attack: changes a batch of images in 0..1, passed with its indices, before prediction.
+            outputs: outputs to which prediction and softmax are restricted; None for all.
+            logits: whether to return logits.
 
         Raises:
             PipelineError: in every process, if an output is not finite.
         """
-        batches = _batches(self._own(len(images)), self.batch_size)
+        batches = _batches(self._rank_range(len(images)), self.batch_size)
         predicted, confidence = [np.zeros(0, np.int64)], [np.zeros(0, np.float32)]
         kept: list[NDArray[np.float32]] = []
-        for numbers, read in zip(
+        for indices, read in zip(
             batches, prefetch(iter(batches), images.read, images.prefetch), strict=True
         ):
             batch = as_tensor(read, self.processes.device)
-            if change is not None:
-                batch = change(batch, numbers)
-            found, places, sure = self._forward(batch, outputs)
-            predicted.append(places if outputs is None else outputs[places])
-            confidence.append(sure)
+            if attack is not None:
+                batch = attack(batch, indices)
+            batch_logits, positions, batch_confidence = self._forward(batch, outputs)
+            predicted.append(positions if outputs is None else outputs[positions])
+            confidence.append(batch_confidence)
             if logits:
-                kept.append(found.cpu().numpy())
-            self.count(len(numbers))
-        mine = Predictions(
+                kept.append(batch_logits.cpu().numpy())
+            self.count(len(indices))
+        own = Predictions(
             predicted=np.concatenate(predicted),
             confidence=np.concatenate(confidence),
             logits=np.concatenate(kept) if kept else None,
         )
-        parts = self.gather(mine)
-        stacked = [each.logits for each in parts if each.logits is not None]
-        whole = np.concatenate([each.confidence for each in parts])
-        _check_finite(~np.isnan(whole))
+        parts = self.gather(own)
+        all_logits = [each.logits for each in parts if each.logits is not None]
+        all_confidence = np.concatenate([each.confidence for each in parts])
+        _check_finite(~np.isnan(all_confidence))
         return Predictions(
             predicted=np.concatenate([each.predicted for each in parts]),
-            confidence=whole,
-            logits=np.concatenate(stacked) if stacked else None,
+            confidence=all_confidence,
+            logits=np.concatenate(all_logits) if all_logits else None,
         )
 
     def predict_videos(
         self, videos: Sequence[Path], transform: ResizeCrop
     ) -> list[NDArray[np.int64]]:
-        """Return the outputs predicted for the frames of each video, in every process.
+        """Predict the frames of videos; processes share them, and each returns all predictions.
 
         Args:
-            videos: their files; each is read in one process.
-            transform: how a frame becomes the network's image.
+            videos: files of the videos; each is read in one process.
+            transform: resize and crop of the frames.
+
+        Returns:
+            For each video (frames,) int64, the predicted outputs.
 
         Raises:
-            PipelineError: if one cannot be read, or, in every process, if an output is not finite.
+            PipelineError: if a video cannot be read; in every process, if an output is not finite.
         """
-        own = self._own(len(videos))
-        groups = _batches(own, max(1, self.batch_size // VIDEO_FRAMES))
+        groups = _batches(self._rank_range(len(videos)), max(1, self.batch_size // VIDEO_FRAMES))
 
         def read(group: range) -> list[NDArray[np.uint8]]:
             with ThreadPoolExecutor(min(len(group), available_cores())) as pool:
-                return list(pool.map(lambda number: read_frames(videos[number], transform), group))
+                return list(pool.map(lambda index: read_frames(videos[index], transform), group))
 
-        mine: list[NDArray[np.int64]] = []
+        own: list[NDArray[np.int64]] = []
         for sequences in prefetch(iter(groups), read, 1):
-            found = []
+            predicted = []
             frames = np.concatenate(sequences)
             for batch in _batches(range(len(frames)), self.batch_size):
                 images = as_tensor(frames[batch.start : batch.stop], self.processes.device)
-                _, places, sure = self._forward(images)
-                # -1: outputs that are not finite, which all processes must see.
-                found.append(np.where(np.isnan(sure), -1, places))
+                _, positions, confidence = self._forward(images)
+                # -1 marks outputs that are not finite, so that every process raises below.
+                predicted.append(np.where(np.isnan(confidence), -1, positions))
                 self.count(len(batch))
             ends = np.cumsum([len(each) for each in sequences])[:-1]
-            mine.extend(np.split(np.concatenate(found), ends))
-        whole = [each for part in self.gather(mine) for each in part]
-        if whole:
-            _check_finite(np.concatenate(whole) >= 0)
-        return whole
+            own.extend(np.split(np.concatenate(predicted), ends))
+        gathered = [each for part in self.gather(own) for each in part]
+        if gathered:
+            _check_finite(np.concatenate(gathered) >= 0)
+        return gathered
 
     def _forward(
         self, images: Tensor, outputs: NDArray[np.int64] | None = None
     ) -> tuple[Tensor, NDArray[np.int64], NDArray[np.float32]]:
-        """Return a batch's logits, the positions of the largest, and the confidence.
+        """Return the logits of a batch, the positions of the largest, and the confidence.
 
-        The confidence is NaN where an output is not finite, which the softmax might hide.
+        The confidence is NaN for an output that is not finite, which the softmax might hide.
         """
         with torch.no_grad():
-            found = self.logits(images)
+            logits = self.logits(images)
             if outputs is not None:
-                found = found[:, torch.from_numpy(outputs).to(found.device)]
-            largest = found.softmax(1).max(1)
-            sure = largest.values.where(found.isfinite().all(1), torch.nan)
-        return found, largest.indices.cpu().numpy(), sure.cpu().numpy()
+                logits = logits[:, torch.from_numpy(outputs).to(logits.device)]
+            largest = logits.softmax(1).max(1)
+            confidence = largest.values.where(logits.isfinite().all(1), torch.nan)
+        return logits, largest.indices.cpu().numpy(), confidence.cpu().numpy()
 
-    def _own(self, n: int) -> range:
-        """Return which of n items this process takes."""
+    def _rank_range(self, n: int) -> range:
+        """Return which of n items this process predicts."""
         rank, size = self.processes.world.rank, self.processes.world.size
         return range(n * rank // size, n * (rank + 1) // size)
 
-    def gather(self, mine: Part) -> list[Part]:
-        """Return what every process has, by rank; all must call it."""
+    def gather(self, own: Part) -> list[Part]:
+        """Return the parts of all processes by rank; every process must call it."""
         size = self.processes.world.size
-        parts = [mine] * size
+        parts = [own] * size
         if size > 1:
-            distributed.all_gather_object(parts, mine)
+            distributed.all_gather_object(parts, own)
         return parts
 
 
-def _batches(numbers: range, size: int) -> list[range]:
+def _batches(indices: range, size: int) -> list[range]:
     return [
-        range(begin, min(begin + size, numbers.stop))
-        for begin in range(numbers.start, numbers.stop, size)
+        range(begin, min(begin + size, indices.stop))
+        for begin in range(indices.start, indices.stop, size)
     ]
 
 
@@ -191,7 +199,7 @@ def _check_finite(finite: NDArray[np.bool_]) -> None:
     if not finite.all():
         raise PipelineError(
             f"outputs of the network are NaN or infinite for {(~finite).sum()} of {len(finite)} "
-            "images; look for NaN in its weights, and whether --mean and --std are its own"
+            "images; check its weights for NaN, and set --mean and --std as in its training"
         )
 
 
@@ -201,15 +209,20 @@ def as_tensor(images: NDArray[np.generic], device: torch.device) -> Tensor:
     return tensor.float() / 255 if tensor.dtype == torch.uint8 else tensor.float()
 
 
-# --- What is evaluated ---------------------------------------------------------------------------
+# --- The evaluation ------------------------------------------------------------------------------
 
 
 @dataclass(kw_only=True)
 class Meter:
-    """Counts the images that are predicted, for a progress bar.
+    """Counts predicted images for a progress bar.
 
-    show: called with the suite, the images done, and all. processes: that predict at once, of which
-    this one counts its own.
+    Attributes:
+        show: called with the suite, the number of images done and the total.
+        processes: number of processes that share the images; this one estimates the total progress
+            from its own.
+        suite: name of the running suite.
+        done: images predicted so far.
+        total: images of the suite.
     """
 
     show: Callable[[str, int, int], None]
@@ -219,7 +232,7 @@ class Meter:
     total: int = 0
 
     def begin(self, total: int) -> None:
-        """Begin to count, now that the suite knows how many images it has."""
+        """Start counting the images of a suite."""
         self.done, self.total = 0, total
         self.show(self.suite, 0, total)
 
@@ -233,12 +246,17 @@ class Meter:
 class Evaluation:
     """A network, the data to evaluate it on, and the settings.
 
-    overlap: operations of the network's training that overlap the corruptions of C.
-    meter: counts predicted images; see `suites.evaluate`.
-    seed: of attacks and synthetic OOD datasets. epsilon: of PGD, in levels of 255.
-    adversarial_images: how many test images PGD attacks, spread evenly; None for all.
-    pgd_reference_quirk: see `attacks.pgd`. tenth_perturbation: of CIFAR-P's ten: its authors'
-    script scores spatter, their generator lists snow.
+    Attributes:
+        classifier: the network.
+        data: the test set and the datasets beside it.
+        overlap: training operations of the network that overlap the corruptions of C.
+        meter: counts predicted images; `suites.evaluate` sets it.
+        seed: seed of attacks and synthetic OOD datasets.
+        epsilon: maximum change of PGD, in levels of 255.
+        adversarial_images: number of test images to attack, evenly spaced; None for all.
+        pgd_reference_quirk: see `suites.pgd`.
+        tenth_perturbation: tenth perturbation of CIFAR-P; the authors' evaluation script lists
+            spatter, and their generator lists snow.
     """
 
     classifier: Classifier
@@ -261,16 +279,20 @@ _OPTIONS = {"mean": "--mean", "std": "--std", "image_size": "--image-size",
 def with_overrides(
     metadata: Mapping[str, Mapping[str, Any]], overrides: Mapping[str, Any]
 ) -> dict[str, dict[str, Any]]:
-    """Return the metadata of checkpoints, completed by options where they lack something.
+    """Complete the metadata of checkpoints with the options that they lack.
 
-    Metadata stand. "crop" in them decides "image_size" and "evaluation_resize".
+    Options do not replace metadata. "crop" in the metadata determines "image_size" and
+    "evaluation_resize".
 
     Args:
-        metadata: by checkpoint.
-        overrides: those of "mean", "std", "image_size" and "evaluation_resize" that are set.
+        metadata: metadata by checkpoint path.
+        overrides: "mean", "std", "image_size" and "evaluation_resize", as far as they are set.
+
+    Returns:
+        The completed metadata by checkpoint path.
 
     Raises:
-        PipelineError: if all metadata have what an option sets, and one has another value.
+        PipelineError: if an option contradicts the metadata and completes no other checkpoint.
     """
     completed = {path: dict(each) for path, each in metadata.items()}
     for name, value in overrides.items():
@@ -282,42 +304,46 @@ def with_overrides(
         if all(by in each for each in metadata.values()):
             for path, each in metadata.items():
                 if each.get(name) != value:
-                    own = name if each.get(name) else by
+                    key = name if each.get(name) else by
                     raise PipelineError(
-                        f"the metadata of {path} have {own} {each[own]!r}; omit {_OPTIONS[name]} "
+                        f"the metadata of {path} have {key} {each[key]!r}; omit {_OPTIONS[name]} "
                         f"{value}"
                     )
     return completed
 
 
 def preprocessing_json(evaluation: Evaluation, metadata: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the preprocessing as plain JSON values.
+    """Return the preprocessing of a network as JSON values.
 
-    "mean" and "std", for 0..1; "image_size", the side of the network's images; "resize", their
-    shorter side before the centre crop, or None; "guessed": which of these are defaults.
+    Args:
+        evaluation: the network and its data.
+        metadata: metadata of the network, completed with options.
 
-    metadata: of the network, completed by options.
+    Returns:
+        "mean" and "std", for images in 0..1; "image_size", the side of the input in pixels;
+        "resize", the shorter side before the centre crop, or None; "defaults", the names of those
+        values that the metadata lack.
     """
     classifier, data = evaluation.classifier, evaluation.data
-    guessed = [name for name in ("mean", "std") if name not in metadata]
+    defaults = [name for name in ("mean", "std") if name not in metadata]
     return {
         "mean": list(classifier.mean),
         "std": list(classifier.std),
         "image_size": data.side,
         "resize": None if data.transform is None else data.transform.resize,
-        "guessed": guessed if "crop" in metadata else [*guessed, "image_size", "resize"],
+        "defaults": defaults if "crop" in metadata else [*defaults, "image_size", "resize"],
     }
 
 
-def describe_preprocessing(found: Mapping[str, Any]) -> str:
-    """Return what `preprocessing_json` returns as a line."""
-    mean, std = (" ".join(f"{each:g}" for each in found[name]) for name in ("mean", "std"))
-    size = f"{found['image_size']}x{found['image_size']}"
-    described = (
+def describe_preprocessing(values: Mapping[str, Any]) -> str:
+    """Return the result of `preprocessing_json` as a line of text."""
+    mean, std = (" ".join(f"{each:g}" for each in values[name]) for name in ("mean", "std"))
+    size = f"{values['image_size']}x{values['image_size']}"
+    crop = (
         f"images of {size}, not resized"
-        if found["resize"] is None
-        else f"shorter side resized to {found['resize']}, centre crop of {size}"
+        if values["resize"] is None
+        else f"shorter side resized to {values['resize']}, centre crop of {size}"
     )
-    options = ", ".join(f"--{name.replace('_', '-')}" for name in found["guessed"])
-    guessed = f"; guessed without {options}" if options else ""
-    return f"mean {mean}, std {std}, {described}{guessed}"
+    options = ", ".join(f"--{name.replace('_', '-')}" for name in values["defaults"])
+    defaults = f"; defaults used for {options}" if options else ""
+    return f"mean {mean}, std {std}, {crop}{defaults}"

@@ -1,7 +1,4 @@
-"""Adversaries: projected gradient descent (Madry et al., ICLR 2018), and the error under it.
-
-The safety metrics of the paper, suite by suite.
-"""
+"""Run the evaluation suites of the paper: one function per suite, among them PGD attacks."""
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -42,43 +39,43 @@ from pipelines.system.masking import masked_values
 
 
 def evaluate_adversarial(evaluation: Evaluation) -> dict[str, Any]:
-    """Return the error under PGD."""
+    """Return the error under PGD on evenly spaced test images."""
     classifier, test = evaluation.classifier, evaluation.data.require_test()
     n = len(test.images)
-    wanted = min(evaluation.adversarial_images or n, n)
-    attacked = np.arange(wanted) * n // wanted
-    evaluation.meter.begin(wanted)
+    n_attacked = min(evaluation.adversarial_images or n, n)
+    attacked = np.arange(n_attacked) * n // n_attacked
+    evaluation.meter.begin(n_attacked)
 
-    def attack(images: Tensor, numbers: range) -> Tensor:
-        chosen = attacked[numbers.start : numbers.stop]
+    def attack(images: Tensor, positions: range) -> Tensor:
+        indices = attacked[positions.start : positions.stop]
         return pgd(
             classifier.logits,
             images,
-            torch.from_numpy(test.labels[chosen]).to(images.device),
-            start=_starts(evaluation.seed, chosen.tolist(), images),
+            torch.from_numpy(test.labels[indices]).to(images.device),
+            start=_random_starts(evaluation.seed, indices.tolist(), images),
             epsilon=evaluation.epsilon / 255,
             step=evaluation.epsilon / 4 / 255,
             reference_quirk=evaluation.pgd_reference_quirk,
         )
 
-    found = classifier.predict(Subset(test.images, attacked), change=attack)
+    predictions = classifier.predict(Subset(test.images, attacked), attack=attack)
     return {
-        **measure("adversarial", correct=found.predicted == test.labels[attacked]),
-        "images": wanted,
+        **measure("adversarial", correct=predictions.predicted == test.labels[attacked]),
+        "images": n_attacked,
         "of_images": n,
         "epsilon": evaluation.epsilon,
         "reference_quirk": evaluation.pgd_reference_quirk,
     }
 
 
-def _starts(seed: int, numbers: Sequence[int], images: Tensor) -> Tensor:
-    """Draw random starts, each image's from its own number: batches and processes do not show."""
+def _random_starts(seed: int, indices: Sequence[int], images: Tensor) -> Tensor:
+    """Draw the start of each image from its index, independent of batches and processes."""
     shape = images.shape[1:]
-    drawn = [
-        np.random.Generator(np.random.Philox(key=[seed, number])).random(shape, np.float32)
-        for number in numbers
+    starts = [
+        np.random.Generator(np.random.Philox(key=[seed, index])).random(shape, np.float32)
+        for index in indices
     ]
-    return torch.from_numpy(np.stack(drawn)).to(images.device)
+    return torch.from_numpy(np.stack(starts)).to(images.device)
 
 
 def pgd(
@@ -92,30 +89,30 @@ def pgd(
     steps: int = 20,
     reference_quirk: bool = False,
 ) -> Tensor:
-    """Return adversarial images, each within epsilon of its original.
+    """Return adversarial images found by projected gradient descent (Madry et al., ICLR 2018).
 
-    Untargeted, bounded in the maximum norm, from a random start in the box. The defaults are the
-    PixMix paper's for CIFAR.
+    The attack is untargeted, bounded in the L-infinity norm, and starts at a random point of the
+    epsilon ball. The defaults are the PixMix paper's for CIFAR.
 
     Args:
-        classify: from images (B, 3, H, W) float32 in 0..1 to logits (B, classes).
+        classify: maps images (B, 3, H, W) float32 in 0..1 to logits (B, classes).
         images: (B, 3, H, W) float32 in 0..1.
         labels: (B,) int64.
-        start: like images, 0..1; position in the box to start from.
+        start: shape of images, 0..1; position of the start in the epsilon ball.
         epsilon: maximum change of a value.
-        step: size of a step.
+        step: step size.
         steps: number of steps.
-        reference_quirk: put the box around the random start, before it is clamped to 0..1, instead
-            of around the image, as the released code does, whose images are up to 2 epsilon away:
-            for comparison with published results.
+        reference_quirk: whether to centre the ball at the random start, before it is clamped to
+            0..1, as the released code does. Its images are up to 2 epsilon away from the original;
+            use this to compare with published results.
 
     Returns:
         (B, 3, H, W) float32 in 0..1, without a gradient.
     """
-    noised = images + epsilon * (2 * start - 1)
-    centre = noised if reference_quirk else images
+    started = images + epsilon * (2 * start - 1)
+    centre = started if reference_quirk else images
     low, high = centre - epsilon, centre + epsilon
-    attacked = noised if reference_quirk else noised.clamp(0, 1)
+    attacked = started if reference_quirk else started.clamp(0, 1)
     for _ in range(steps):
         attacked = attacked.detach().requires_grad_()
         loss = functional.cross_entropy(classify(attacked), labels, reduction="sum")
@@ -126,10 +123,10 @@ def pgd(
 
 
 GENERAL_SUITES = ("clean", "calibration", "c", "c-bar", "p", "adversarial", "ood")
-"""Suites for images of any kind."""
+"""Suites for every dataset."""
 
 IMAGENET_SUITES = ("r", "a", "o")
-"""Suites for ImageNet's classes alone."""
+"""Suites only for ImageNet's classes."""
 
 SUITES = GENERAL_SUITES + IMAGENET_SUITES
 
@@ -138,8 +135,10 @@ SUITES = GENERAL_SUITES + IMAGENET_SUITES
 class EvaluationResults:
     """The results of an evaluation.
 
-    values: results by name, by suite. missing: a line for each suite that lacks its data; failed:
-    one for each whose data are damaged.
+    Attributes:
+        values: suite -> key -> value.
+        missing: error of each suite whose data are missing.
+        failed: error of each suite whose data are damaged.
     """
 
     values: Mapping[str, Mapping[str, Any]]
@@ -148,19 +147,19 @@ class EvaluationResults:
 
 
 def suites_for(evaluation: Evaluation) -> tuple[str, ...]:
-    """Return the suites for the evaluation's data."""
+    """Return the suites that exist for the dataset of an evaluation."""
     return SUITES if evaluation.data.name == IMAGENET else GENERAL_SUITES
 
 
 def missing_inputs(root: Path, suites: Sequence[str] | None) -> dict[str, str]:
-    """Return for each requested suite that lacks its folder what to do, judged by names alone.
+    """Return the error of each requested suite whose folder is missing; no file is read.
 
     Args:
-        root: the folder.
-        suites: those that are requested by name, or None.
+        root: the folder of the datasets.
+        suites: suites requested by name; None if none was.
 
     Raises:
-        PipelineError: if there is nothing at all to evaluate a network on.
+        PipelineError: if the folder holds no dataset at all.
         OSError: if a folder cannot be read.
     """
     located = locate_test_set(root, Notices())
@@ -169,7 +168,7 @@ def missing_inputs(root: Path, suites: Sequence[str] | None) -> dict[str, str]:
     absent = missing_sets(root, IMAGENET, WITH_FOLDERS)
     if len(absent) < len(WITH_FOLDERS):
         return {suite: absent[suite] for suite in suites or () if suite in absent}
-    # Class folders that only the network knows by name are recognized when it is loaded.
+    # The class folders of other datasets are recognized later, by the class names of the network.
     names = [name for name in class_folders(root) if name not in TEST_FOLDERS]
     if not any(holds_images(root / name) for name in names):
         raise PipelineError(why_no_test_set(root))
@@ -184,17 +183,18 @@ def evaluate(
 ) -> EvaluationResults:
     """Run suites and return their results.
 
-    One whose data are missing or damaged is reported, and the others still run. Several processes
-    might not see the same damage, so it ends all of them.
+    If the data of a suite are missing or damaged, the error is part of the result and the other
+    suites still run. With several processes damaged data raise instead, because not every process
+    may see the damage.
 
     Args:
         evaluation: the network, its data and the settings.
-        suites: of `SUITES`; None for those of `suites_for`.
-        progress: called with a suite's name, its images predicted so far, and all of them.
+        suites: names in `SUITES`; None for those of `suites_for`.
+        progress: called with the name of a suite, the images predicted so far and their total.
 
     Raises:
-        PipelineError: in one of several processes, if data are damaged.
-        ValueError: for an unknown suite.
+        PipelineError: with several processes, if data are damaged.
+        ValueError: if a suite is unknown.
     """
     chosen = suites_for(evaluation) if suites is None else suites
     unknown = [name for name in chosen if name not in SUITES]
@@ -204,14 +204,14 @@ def evaluate(
     several = classifier.processes.world.size > 1
     meter = Meter(show=progress, processes=classifier.processes.world.size)
     evaluation = replace(evaluation, meter=meter, classifier=replace(classifier, count=meter.add))
-    run = _Run(evaluation, keep_logits="calibration" in chosen)
+    shared = _Shared(evaluation, keep_logits="calibration" in chosen)
     values: dict[str, Mapping[str, Any]] = {}
     missing: dict[str, str] = {}
     failed: dict[str, str] = {}
     for name in chosen:
         meter.suite = name
         try:
-            values[name] = _SUITES[name](run)
+            values[name] = _SUITES[name](shared)
         except MissingDataError as error:
             missing[name] = str(error)
         except (PipelineError, OSError) as error:
@@ -225,92 +225,93 @@ def evaluate(
 
 
 @dataclass(frozen=True)
-class _Run:
-    """An evaluation, and the predictions for the test set, which several suites need."""
+class _Shared:
+    """An evaluation and the predictions for the test set that several suites share."""
 
     evaluation: Evaluation
     keep_logits: bool
 
     @cached_property
-    def clean(self) -> Predictions:
-        """Predict the test set."""
+    def predictions(self) -> Predictions:
+        """Predictions for the test set."""
         test = self.evaluation.data.require_test()
         self.evaluation.meter.begin(len(test.images))
         return self.evaluation.classifier.predict(test.images, logits=self.keep_logits)
 
     @property
     def labels(self) -> NDArray[np.int64]:
-        """The outputs that are right."""
+        """Labels of the test set, (n,)."""
         return self.evaluation.data.require_test().labels
 
     @property
     def correct(self) -> NDArray[np.bool_]:
-        """Which predictions are right."""
-        correct: NDArray[np.bool_] = self.clean.predicted == self.labels
+        """Whether each prediction for the test set is correct, (n,)."""
+        correct: NDArray[np.bool_] = self.predictions.predicted == self.labels
         return correct
 
 
-def _clean(run: _Run) -> dict[str, Any]:
-    return {**measure("clean", correct=run.correct), "n": len(run.labels)}
+def _evaluate_clean(shared: _Shared) -> dict[str, Any]:
+    return {**measure("clean", correct=shared.correct), "n": len(shared.labels)}
 
 
-def _calibration(run: _Run) -> dict[str, float]:
-    """Return the calibration metrics, each half scaled by the temperature tuned on the other half.
+def _evaluate_calibration(shared: _Shared) -> dict[str, float]:
+    """Return the calibration metrics, also after temperature scaling.
 
-    The halves are the even and the odd positions of the test set as it is stored: another shuffling
-    of its shards has other halves and a slightly different temperature.
+    Each half of the test set is scaled with the temperature tuned on the other half. The halves are
+    the even and the odd positions in storage order, so shards in another order have other halves
+    and a slightly different temperature.
     """
-    found, labels = run.clean, run.labels
+    predictions, labels = shared.predictions, shared.labels
     scaled = temperature = None
-    if found.logits is not None and len(labels) > 1:
+    if predictions.logits is not None and len(labels) > 1:
         halves = np.arange(len(labels)) % 2
-        scaled = np.empty_like(found.confidence)
+        scaled = np.empty_like(predictions.confidence)
         temperatures = []
         for half in range(2):
-            here, other = halves == half, halves != half
-            temperatures.append(tune_temperature(found.logits[other], labels[other]))
-            scaled[here] = scaled_confidence(found.logits[here], temperatures[-1])
+            own, other = halves == half, halves != half
+            temperatures.append(tune_temperature(predictions.logits[other], labels[other]))
+            scaled[own] = scaled_confidence(predictions.logits[own], temperatures[-1])
         temperature = float(np.mean(temperatures))
     return {
         **measure(
             "calibration",
-            confidence=found.confidence,
-            correct=run.correct,
+            confidence=predictions.confidence,
+            correct=shared.correct,
             scaled_confidence=scaled,
         ),
         **({} if temperature is None else {"temperature": temperature}),
     }
 
 
-_SUITES: Mapping[str, Callable[[_Run], dict[str, Any]]] = {
-    "clean": _clean,
-    "calibration": _calibration,
-    "c": lambda run: evaluate_corruptions(run.evaluation),
-    "c-bar": lambda run: evaluate_corruptions_bar(run.evaluation),
-    "p": lambda run: evaluate_perturbations(run.evaluation),
-    "adversarial": lambda run: evaluate_adversarial(run.evaluation),
-    "ood": lambda run: evaluate_ood(run.evaluation, run.clean.confidence),
-    "r": lambda run: evaluate_restricted(run.evaluation, "r"),
-    "a": lambda run: evaluate_restricted(run.evaluation, "a"),
-    "o": lambda run: evaluate_imagenet_o(run.evaluation),
+_SUITES: Mapping[str, Callable[[_Shared], dict[str, Any]]] = {
+    "clean": _evaluate_clean,
+    "calibration": _evaluate_calibration,
+    "c": lambda shared: evaluate_corruptions(shared.evaluation),
+    "c-bar": lambda shared: evaluate_corruptions_bar(shared.evaluation),
+    "p": lambda shared: evaluate_perturbations(shared.evaluation),
+    "adversarial": lambda shared: evaluate_adversarial(shared.evaluation),
+    "ood": lambda shared: evaluate_ood(shared.evaluation, shared.predictions.confidence),
+    "r": lambda shared: evaluate_restricted(shared.evaluation, "r"),
+    "a": lambda shared: evaluate_restricted(shared.evaluation, "a"),
+    "o": lambda shared: evaluate_imagenet_o(shared.evaluation),
 }
 
 
 def evaluation_provenance(
     checkpoints: Mapping[str, Path], data: EvaluationData, *, world_size: int, seconds: float
 ) -> dict[str, Any]:
-    """Return the provenance of results, as plain JSON values without secrets.
+    """Return the provenance of results as JSON values, with secrets masked.
 
     Args:
-        checkpoints: file of each network, by its name.
-        data: that the networks were evaluated on.
-        world_size: processes of the evaluation.
-        seconds: that it took.
+        checkpoints: checkpoint file of each network, by name.
+        data: the evaluated data.
+        world_size: number of processes.
+        seconds: duration of the evaluation.
 
     Raises:
         OSError: if a checkpoint cannot be read.
     """
-    found: dict[str, Any] = masked_values(
+    values: dict[str, Any] = masked_values(
         {
             **msgspec.to_builtins(provenance(world_size=world_size)),
             "seconds": round(seconds, 3),
@@ -318,4 +319,4 @@ def evaluation_provenance(
             "data": None if data.test is None else data.test.sha256,
         }
     )
-    return found
+    return values

@@ -271,7 +271,14 @@ def read_split(name: str, path: Path | None, split: Split) -> Arrays:
     dataset = dataset_named(name)
     if dataset.reader is None:
         raise PipelineError(f"{name} is an image folder; run pixmix-shard imagefolder on it")
-    arrays = READERS[dataset.reader](dataset, path, split)
+    try:
+        arrays = READERS[dataset.reader](dataset, path, split)
+    except KeyError as error:
+        # A reader that indexes a file of arrays, as numpy.load returns it.
+        raise PipelineError(
+            f"{path or name} has no array {error} for the split {split}; check the file and the "
+            f"reader {dataset.reader!r}"
+        ) from error
     labels, n = arrays.labels, len(arrays.classes)
     if len(labels) and not (labels.min() >= 0 and labels.max() < n):
         raise PipelineError(

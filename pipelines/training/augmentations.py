@@ -1,12 +1,13 @@
-"""Baseline augmentations in place of PixMix, each by the recipe of its authors.
+"""Baseline augmentations that replace PixMix: AugMix and TrivialAugment, by their authors' recipes.
 
 AugMix (Hendrycks et al., ICLR 2020, github.com/google-research/augmix): three chains of one to
-three of nine operations, mixed by Dirichlet(1, 1, 1), and with the image by Beta(1, 1). A severity
-bounds the level of an operation as PixMix's does. torchvision's AugMix is another: its severity 3
-is on another scale, and it draws operations that overlap the corruptions of ImageNet-C.
+three of nine operations, mixed with Dirichlet(1, 1, 1) weights, and with the image by a Beta(1, 1)
+weight. The severity bounds the level of an operation as in PixMix. torchvision's AugMix differs:
+its severity 3 is on another scale, and it draws operations that overlap the corruptions of
+ImageNet-C.
 
 TrivialAugment (Mueller and Hutter, ICCV 2021): torchvision's TrivialAugmentWide is the authors'. It
-draws brightness, color, contrast and sharpness, which overlap those corruptions.
+draws brightness, color, contrast and sharpness, which overlap the corruptions of ImageNet-C.
 
 To add one, add a row to `AUGMENTATIONS` and its name to `recipes.Augment`.
 """
@@ -31,38 +32,38 @@ Image = NDArray[np.uint8]
 
 
 def torch_seed(*key: int) -> int:
-    """Return a seed for torch of a key of whole numbers, 0 or more; others for other keys."""
+    """Return a seed for torch from a key of nonnegative integers; different keys differ."""
     return int(np.random.SeedSequence(key).generate_state(1, np.uint64)[0] >> np.uint64(1))
 
 
 def augmix(
     image: Image, rng: np.random.Generator, *, severity: float, all_ops: bool
 ) -> NDArray[np.float32]:
-    """Mix an image with chains of operations on it, in the order of the authors' draws.
+    """Apply AugMix to an image, with draws in the order of the authors' code.
 
     Args:
-        image: (H, W, 3) uint8, which stays as it is.
-        rng: of all draws.
-        severity: the highest level of an operation, 0.1 to 10.
-        all_ops: whether to draw the operations that overlap the corruptions of ImageNet-C, too.
+        image: (H, W, 3) uint8; not modified.
+        rng: source of all random numbers.
+        severity: maximum level of an operation, 0.1 to 10.
+        all_ops: whether to also draw the operations that overlap the corruptions of ImageNet-C.
 
     Returns:
         (H, W, 3) float32 in 0..255, not rounded.
     """
     codes = PixMixSettings(all_ops=all_ops).operation_codes.tolist()
     weights = rng.dirichlet([1.0] * _CHAINS).astype(np.float32)
-    share = np.float32(rng.beta(1.0, 1.0))
+    mixed_weight = np.float32(rng.beta(1.0, 1.0))
     mixed = np.zeros(image.shape, np.float32)
     for weight in weights:
         chained = image
         for _ in range(rng.integers(1, _LONGEST_CHAIN + 1)):
-            chained = _operated(chained, codes[rng.integers(len(codes))], rng, severity)
+            chained = _apply_randomly(chained, codes[rng.integers(len(codes))], rng, severity)
         mixed += weight * chained
-    return (1 - share) * image + share * mixed
+    return (1 - mixed_weight) * image + mixed_weight * mixed
 
 
-def _operated(image: Image, code: int, rng: np.random.Generator, severity: float) -> Image:
-    """Return an image after an operation at a level that is drawn."""
+def _apply_randomly(image: Image, code: int, rng: np.random.Generator, severity: float) -> Image:
+    """Return an image after an operation at a random level."""
     operation = OPERATIONS[code]
     if operation.level is None:
         return apply(operation.name, image)
@@ -73,10 +74,12 @@ def _operated(image: Image, code: int, rng: np.random.Generator, severity: float
 
 @dataclass(frozen=True, kw_only=True)
 class _Draw:
-    """What an augmentation of one image depends on.
+    """Everything that determines the augmentation of one image.
 
-    key: (seed, step, place in the global batch, view), of all random numbers.
-    severity, all_ops: see `augmix`.
+    Attributes:
+        key: (seed, step, position in the global batch, view), the key of all random numbers.
+        severity: see `augmix`.
+        all_ops: see `augmix`.
     """
 
     key: tuple[int, int, int, int]
@@ -104,13 +107,14 @@ AUGMENTATIONS: Mapping[str, Callable[[Tensor, _Draw], Tensor]] = {
     "augmix": _augmix,
     "trivialaugment": _trivialaugment,
 }
-"""By name, the augmentation of a (3, H, W) uint8 image; returns float32 in 0..255."""
+"""Augmentation functions by name, from images (3, H, W) uint8 to float32 in 0..255."""
 
 
 class BaselineAugmentation:
-    """Applies a baseline augmentation to each image of a batch, then normalizes.
+    """Apply a baseline augmentation to each image of a batch, then normalize.
 
-    What is drawn for an image depends on (seed, step, place in the global batch, view) alone.
+    The random numbers of an image depend only on the seed, the step, its position in the global
+    batch and the view.
     """
 
     def __init__(
@@ -124,36 +128,37 @@ class BaselineAugmentation:
     def __call__(
         self, images: Tensor, *, seed: int, step: int, first: int, views: int | None = None
     ) -> Tensor:
-        """Augment.
+        """Augment a batch.
 
         Args:
             images: (B, 3, H, W) float32 in 0..1.
-            seed: of the training.
-            step: its number.
-            first: place of the first image in the global batch.
-            views: None for one of each; or how many, of which the first is the plain image.
+            seed: seed of the training.
+            step: step number.
+            first: position of the first image in the global batch.
+            views: number of views per image, the first of which is not augmented; None for one
+                augmented image.
 
         Returns:
-            (B, 3, H, W) float32, normalized, or (B, views, 3, H, W).
+            (B, 3, H, W), or with views (B, views, 3, H, W), float32, normalized.
         """
-        whole = (images * 255).round().to(torch.uint8)
+        bytes_ = (images * 255).round().to(torch.uint8)
 
         def augmented(view: int) -> Tensor:
             draws = (
                 _Draw(
-                    key=(seed, step, first + place, view),
+                    key=(seed, step, first + index, view),
                     severity=self._severity,
                     all_ops=self._all_ops,
                 )
-                for place in range(len(whole))
+                for index in range(len(bytes_))
             )
             with torch.random.fork_rng(devices=[]):
                 return torch.stack(
-                    [self._augment(image, draw) for image, draw in zip(whole, draws, strict=True)]
+                    [self._augment(image, draw) for image, draw in zip(bytes_, draws, strict=True)]
                 )
 
         if views is None:
             result = augmented(0)
         else:
-            result = torch.stack([whole.float(), *map(augmented, range(1, views))], 1)
+            result = torch.stack([bytes_.float(), *map(augmented, range(1, views))], 1)
         return (result / 255 - self._mean) / self._std

@@ -1,12 +1,12 @@
-"""Checkpoints: what they hold, as types, and their files, written whole or not at all.
+"""Checkpoints: their typed content, and atomic writing and safe reading of their files.
 
-OUT/checkpoints/step-00001234.pt     at the end of each epoch, every so many steps if asked for, and
-                                     where a run was stopped
-    best.pt                          of the lowest validation error, where there is validation
+    OUT/checkpoints/step-00001234.pt    after each epoch, every --checkpoint-every steps, and when a
+                                        run is stopped
+                    best.pt             the lowest validation error, if there is a validation set
 
-One process writes them. If each host has an OUT of its own, the one with the latest checkpoint
-reads it, and sends its bytes to all. Nothing in a file is executed; a damaged or hostile one ends
-in one line.
+The first process writes checkpoints. If each host has its own OUT, the process with the latest
+checkpoint reads it and broadcasts the bytes. Nothing in a file is executed, and a damaged or
+malicious file ends with a one-line error.
 """
 
 import io
@@ -36,27 +36,33 @@ from pipelines.system.files import (
 from pipelines.system.process_group import Processes
 
 CHECKPOINT_VERSION = 4
-"""4 renames fields of the loader's state; 3 carries a SHA-256; 2 carried none."""
+"""Version of the format: 3 added a SHA-256, 4 renamed fields of the loader state."""
 
 _LOST_LOCK_S = 120.0
-"""NFS 4 frees the locks of a machine that is gone after 90 s (Linux, nfsv4leasetime)."""
+"""NFS 4 releases the locks of a lost machine after 90 s (Linux, nfsv4leasetime)."""
 
 _Count = Annotated[int, msgspec.Meta(ge=0, le=2**48)]
 _Sum = Annotated[float, msgspec.Meta(ge=0.0, le=1e300)]
 _Plain = bool | int | float | str | None
 
-_IN_RECORDS = {"epoch", "step", "train_loss", "train_error"}
+_RECORD_KEYS = {"epoch", "step", "train_loss", "train_error"}
 
 
 class EpochSums(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
-    """Sums over the samples of the epoch so far, over all processes."""
+    """Sums over the samples of the unfinished epoch and over all processes.
+
+    Attributes:
+        loss: sum of the losses.
+        correct: number of correct predictions.
+        seen: number of samples.
+    """
 
     loss: _Sum = 0.0
     correct: _Sum = 0.0
     seen: _Sum = 0.0
 
     def add(self, loss: float, correct: float, seen: float) -> None:
-        """Add the sums of some steps."""
+        """Add the sums of further steps."""
         self.loss, self.correct, self.seen = (
             self.loss + loss,
             self.correct + correct,
@@ -65,21 +71,22 @@ class EpochSums(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
 
 
 class Checkpoint(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
-    """A checkpoint; `TrainState.save` and `TrainState.load` go through its fields.
+    """The content of a checkpoint, written by `TrainState.save` and read by `TrainState.load`.
 
     Attributes:
+        version: `CHECKPOINT_VERSION`.
         network: metadata for evaluation.
         recipe: see `Recipe.to_json`.
-        mixing_set: its fingerprint; None for a training without one.
-        state_dict: the weights that are evaluated.
-        current: the weights that are trained, where those that are evaluated are averages.
-        optimizer: its state dict.
-        scaler: the state dict of the gradient scaler; empty where it is not used.
-        loader: the position in the data after the last step.
-        step: how many steps were taken.
-        history: a record for each epoch that was evaluated at its end.
-        sums: of the epoch that is not in the history yet.
-        best: the lowest validation error so far.
+        mixing_set: fingerprint of the mixing set; None without one.
+        state_dict: the weights for evaluation.
+        current: the trained weights, if the weights for evaluation are averages.
+        optimizer: state dict of the optimizer.
+        scaler: state dict of the gradient scaler; empty without one.
+        loader: loader state after the last step.
+        step: number of steps taken.
+        history: one record per evaluated epoch.
+        sums: sums of the epoch that is not in the history yet.
+        best: lowest validation error so far.
     """
 
     version: int = CHECKPOINT_VERSION
@@ -97,23 +104,23 @@ class Checkpoint(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
     best: float
 
     def __post_init__(self) -> None:
-        """Refuse numbers that contradict each other.
+        """Check that the fields are consistent.
 
         Raises:
-            ValueError: if they do.
+            ValueError: if they are not.
         """
         ended, recorded = self.loader.epoch, len(self.history)
         pending = recorded == ended - 1 and self.loader.consumed == 0 and self.sums.seen > 0
         if recorded != ended and not pending:
             raise ValueError(f"it has records of {recorded} epochs, and is in epoch {ended}")
         for record in self.history:
-            if not record.keys() >= _IN_RECORDS:
-                missing = ", ".join(sorted(_IN_RECORDS - record.keys()))
+            if not record.keys() >= _RECORD_KEYS:
+                missing = ", ".join(sorted(_RECORD_KEYS - record.keys()))
                 raise ValueError(f"a record of its history lacks {missing}")
 
 
 class DamagedError(ValueError):
-    """Raised for a checkpoint that is not what it should be; the message says what is wrong."""
+    """Raised for a damaged checkpoint; the message describes the damage."""
 
 
 # --- The folder of a run --------------------------------------------------------------------------
@@ -121,11 +128,11 @@ class DamagedError(ValueError):
 
 @contextmanager
 def exclusive_folder(out: Path, processes: Processes, *, resume: bool) -> Iterator[None]:
-    """Lock the folder of a run, which is made: two trainings would overwrite each other's files.
+    """Create the folder of a run and lock it against other trainings.
 
     Raises:
-        PipelineError: if another training holds it.
-        OSError: if checkpoints cannot be written into it.
+        PipelineError: if another training holds the lock.
+        OSError: if the folder cannot be created.
     """
     other = f"another training to release {out}"
     with ExitStack() as held:
@@ -134,20 +141,20 @@ def exclusive_folder(out: Path, processes: Processes, *, resume: bool) -> Iterat
                 check_no_file(out, "--out")
                 out.mkdir(parents=True, exist_ok=True)
                 busy = (
-                    f"another training is writing to {out}; wait for its end, or choose another "
+                    f"another training is writing to {out}; wait until it ends, or use another "
                     "--out"
                 )
-                # A resumed run may follow a process whose machine was lost a moment ago.
+                # A resumed run may follow a process on a machine that was just lost.
                 timeout_s = _LOST_LOCK_S if resume else 0.0
                 held.enter_context(folder_lock(out / ".lock", busy=busy, timeout_s=timeout_s))
         yield
 
 
 def check_writable(out: Path) -> None:
-    """Write into the folder of checkpoints before an epoch is trained, and not after.
+    """Check that checkpoints can be written, before the first epoch and not after it.
 
     Raises:
-        OSError: if it cannot be written.
+        OSError: if the folder cannot be written.
     """
     folder = out / "checkpoints"
     check_no_file(folder, "--out")
@@ -157,7 +164,7 @@ def check_writable(out: Path) -> None:
 
 
 def checkpoint_path(out: Path, step: int) -> Path:
-    """Return the path of the checkpoint after a number of steps."""
+    """Return the path of the checkpoint after a step."""
     return out / "checkpoints" / f"step-{step:08d}.pt"
 
 
@@ -170,14 +177,14 @@ def find_checkpoints(out: Path) -> list[Path]:
 
 
 def choose_checkpoint(path: Path) -> Path:
-    """Return a file of weights: the path itself, or the best checkpoint of a run's folder.
+    """Return the file of weights for a path.
 
     Args:
-        path: a file, which is returned; or the folder that `pixmix-train --out` wrote, or the
-            folder `checkpoints` in it.
+        path: a file, the ``--out`` folder of a run, or the folder ``checkpoints`` in it.
 
     Returns:
-        `best.pt` where the run had a validation set, else the latest checkpoint.
+        The file itself; for a folder ``best.pt`` if the run had a validation set, otherwise the
+        latest checkpoint.
 
     Raises:
         PipelineError: if the folder has no checkpoint.
@@ -192,14 +199,14 @@ def choose_checkpoint(path: Path) -> Path:
     found = find_checkpoints(run)
     if not found:
         raise PipelineError(
-            f"{path} is a folder without checkpoints of pixmix-train; pass the folder of a run, "
-            "such as runs/digits, or a file of weights"
+            f"{path} is a folder without checkpoints of pixmix-train; pass the --out folder of a "
+            "run, such as runs/digits, or a file of weights"
         )
     return found[-1]
 
 
 def keep_latest(out: Path, n: int) -> None:
-    """Remove all checkpoints but the latest n, and partial files of a killed run."""
+    """Remove all checkpoints except the latest n, and the partial files of a killed run."""
     remove_partial_files(out / "checkpoints")
     for path in find_checkpoints(out)[:-n]:
         path.unlink(missing_ok=True)
@@ -213,7 +220,7 @@ def _step_of(path: Path) -> int:
 
 
 def save_checkpoint(path: Path, content: Checkpoint | Mapping[str, Any]) -> None:
-    """Write a checkpoint, whole or not at all.
+    """Write a checkpoint atomically.
 
     Raises:
         OSError: if the disk is full or the folder cannot be written.
@@ -233,8 +240,10 @@ def save_checkpoint(path: Path, content: Checkpoint | Mapping[str, Any]) -> None
 class Latest:
     """The latest checkpoint that any process has.
 
-    step: after which it was written. rank: of the process that has it. path: in that process, or
-    what it would be here.
+    Attributes:
+        step: number of steps after which it was written.
+        rank: rank of the process that reads it.
+        path: its path on that process.
     """
 
     step: int
@@ -243,9 +252,9 @@ class Latest:
 
 
 def find_latest(out: Path, processes: Processes) -> Latest | None:
-    """Return the latest checkpoint that any process sees in its folder; all must call it.
+    """Find the latest checkpoint that any process sees; every process must call this.
 
-    If several processes see it, the first reads it. All return the same.
+    The first of several processes that see it is chosen. All processes return the same.
     """
     own = find_checkpoints(out)
     steps = processes.gather(_step_of(own[-1]) if own else -1)
@@ -256,36 +265,40 @@ def find_latest(out: Path, processes: Processes) -> Latest | None:
 
 
 def share_checkpoint(latest: Latest, processes: Processes) -> Checkpoint:
-    """Return what a checkpoint holds, which one process reads for all; all must call it.
+    """Read a checkpoint on one process and broadcast it; every process must call this.
 
     Raises:
-        PipelineError: if it cannot be read, is not one, is damaged, or is of another version.
+        PipelineError: if it cannot be read, is damaged, or has another version.
     """
-    held = b""
+    content_bytes = b""
     with processes.together():
         if processes.world.rank == latest.rank:
             with open_regular(latest.path) as file:
-                held = file.read()
-            content = parse_checkpoint(held, latest.path)
+                content_bytes = file.read()
+            content = parse_checkpoint(content_bytes, latest.path)
             if content.step != latest.step:
-                raise _damaged(latest.path, f"it is of step {content.step}, unlike its name")
+                raise _damaged(latest.path, f"its step is {content.step}, unlike its name")
     if processes.world.size == 1:
         return content
-    return parse_checkpoint(processes.broadcast(held, latest.rank), latest.path)
+    return parse_checkpoint(processes.broadcast(content_bytes, latest.rank), latest.path)
 
 
-def parse_checkpoint(held: bytes, path: Path) -> Checkpoint:
-    """Return what the bytes of a checkpoint hold; nothing in them is executed.
+def parse_checkpoint(content_bytes: bytes, path: Path) -> Checkpoint:
+    """Parse the bytes of a checkpoint; nothing in them is executed.
+
+    Args:
+        content_bytes: content of the file.
+        path: of the file, for errors.
 
     Raises:
-        PipelineError: if it is not one, is damaged, or is of another version.
+        PipelineError: if it is damaged, not a checkpoint, or has another version.
     """
     with damage_in_one_line(path):
-        whole = matches_digest(held)
-        if whole is False:
-            raise DamagedError("its content does not match the SHA-256 that it carries")
+        matches = matches_digest(content_bytes)
+        if matches is False:
+            raise DamagedError("its content does not match its SHA-256")
         try:
-            content = load_checkpoint(io.BytesIO(held), "it")
+            content = load_checkpoint(io.BytesIO(content_bytes), "it")
         except ValueError as error:
             raise DamagedError(
                 "it is truncated or damaged, or not a checkpoint of pixmix-train"
@@ -295,24 +308,24 @@ def parse_checkpoint(held: bytes, path: Path) -> Checkpoint:
             raise DamagedError("it is not a checkpoint of pixmix-train")
         if version != CHECKPOINT_VERSION:
             raise PipelineError(
-                f"{path} is a checkpoint of version {int(version)}, and this pixmix-train resumes "
-                f"from version {CHECKPOINT_VERSION}; choose another --out, and fine-tune its "
-                f"weights by --weights {path}"
+                f"{path} has version {int(version)}, and this pixmix-train resumes from version "
+                f"{CHECKPOINT_VERSION}; use another --out, and fine-tune its weights with "
+                f"--weights {path}"
             )
-        if whole is None:
-            raise DamagedError("it carries no SHA-256; another program than pixmix-train wrote it")
+        if matches is None:
+            raise DamagedError("it has no SHA-256, so pixmix-train did not write it")
         try:
             return msgspec.convert(content, Checkpoint)
         except msgspec.ValidationError as error:
             raise DamagedError(str(error)) from error
         except (RecursionError, AttributeError, TypeError) as error:
-            # Of values that msgspec does not know.
-            raise DamagedError("it holds something other than numbers and text") from error
+            # msgspec raises these for values of unknown types.
+            raise DamagedError("it holds values that are not numbers, text or tensors") from error
 
 
 @contextmanager
 def damage_in_one_line(path: Path) -> Iterator[None]:
-    """Say in one line that a checkpoint cannot be resumed from, and what to do.
+    """Turn a DamagedError into a one-line error with a remedy.
 
     Raises:
         PipelineError: in place of a DamagedError.
@@ -324,13 +337,15 @@ def damage_in_one_line(path: Path) -> Iterator[None]:
 
 
 def _damaged(path: Path, why: str) -> PipelineError:
-    """Return the error of a damaged checkpoint, which names the one before it."""
-    before = [
+    """Return the error for a damaged checkpoint, which names the previous one."""
+    previous = [
         each for each in find_checkpoints(path.parent.parent) if _step_of(each) < _step_of(path)
     ]
     then = (
-        f"the same command then resumes from {before[-1].name}, the one before"
-        if before
-        else "there is none before it, and the same command then starts from the beginning"
+        f"resumes from {previous[-1].name}, the previous one"
+        if previous
+        else "starts from the beginning"
     )
-    return PipelineError(f"{path} is damaged: {why}; remove it (rm {quote(str(path))}), and {then}")
+    return PipelineError(
+        f"{path} is damaged: {why}; remove it (rm {quote(str(path))}), and the same command {then}"
+    )

@@ -1,4 +1,4 @@
-"""What a training is given: shards, here or at an address, or made of what torchvision has."""
+"""Open the data of a training: shards on disk or at an address, or a dataset to shard first."""
 
 import tempfile
 from collections.abc import Callable, Sequence
@@ -32,7 +32,7 @@ _TEST_NAMES = ("test", "val", "valid", "validation", "dev", "eval")
 
 @dataclass(frozen=True, kw_only=True)
 class TrainingData:
-    """Shards to train on and, where there are such, to test on."""
+    """Shards to train on, and shards to test on or None."""
 
     train: RemoteShards
     test: RemoteShards | None
@@ -46,166 +46,164 @@ def check_inputs(
     cache_dir: Path | None = None,
     remote: Remote | None = None,
 ) -> None:
-    """Look for what a training would miss, before anything is read or made.
+    """Check the inputs of a training before any data are read or sharded.
 
     Args:
-        out: the folder of results, which need not be there; none is made.
-        mixing_sets: see `image_source`.
-        weights: to begin with, which are not read where a checkpoint in `out` has others.
-        cache_dir: of remote shards; see `open_mixing_set`.
-        remote: how they are read; None for the defaults.
+        out: folder of the results; it is not created.
+        mixing_sets: mixing sets; see `image_source`.
+        weights: file of weights to fine-tune; not read if `out` has a checkpoint.
+        cache_dir: cache of remote shards; see `open_mixing_set`.
+        remote: how remote shards are read; None for the defaults.
 
     Raises:
-        PipelineError: if a mixing set is not there or has no images, `out` is in a file, or the
+        PipelineError: if a mixing set is missing or empty, a parent of `out` is a file, or the
             weights cannot be read.
         OSError: if `out` cannot be written, or a mixing set cannot be read.
     """
     check_no_file(out / "checkpoints", "--out")
-    there = next(each for each in (out, *out.absolute().parents) if each.exists())
-    with tempfile.TemporaryFile(dir=there):
+    existing = next(each for each in (out, *out.absolute().parents) if each.exists())
+    with tempfile.TemporaryFile(dir=existing):
         pass
     if weights is not None and not find_checkpoints(out):
         read_initial_weights(weights)
     for each in mixing_sets:
         if len(image_source(each, cache_dir=cache_dir, remote=remote)) == 0:
-            raise PipelineError(f"{each} holds no images to mix with; name another --mixing-set")
+            raise PipelineError(f"{each} holds no images; use another --mixing-set")
 
 
 def open_training_data(
     name: str,
-    place: Path | str | None,
-    made: Path,
+    location: Path | str | None,
+    out: Path,
     progress: Progress,
     *,
-    maker: bool = True,
+    writes_shards: bool = True,
     cache_dir: Path | None = None,
     remote: Remote | None = None,
 ) -> TrainingData:
     """Open the data of a training.
 
     Args:
-        name: of a dataset of the table.
-        place: shards as pixmix-shard makes them, with their splits in folders, in a folder or, as
-            text, at an address; of CIFAR also the official archive or what torchvision made of it.
-            None is for the datasets that come with a library.
-        made: folder where shards are made, if they have to be.
-        progress: of making them, a split after the other.
-        maker: whether this process makes them; others open what it made.
-        cache_dir: of remote shards; see `open_mixing_set`.
-        remote: how they are read; None for the defaults.
+        name: name of a dataset in `pipelines.datasets`.
+        location: a folder, or as text an address, with shards of pixmix-shard in one folder per
+            split; for CIFAR also the official archive or the folder that torchvision downloaded to.
+            None for datasets that an installed library provides.
+        out: folder for new shards, if the data are not in shards.
+        progress: called while shards are written, split by split.
+        writes_shards: whether this process writes new shards; the others open them.
+        cache_dir: cache of remote shards; see `open_mixing_set`.
+        remote: how remote shards are read; None for the defaults.
 
     Raises:
-        PipelineError: if the dataset is not known, or there is nothing to train on.
-        OSError: if it cannot be read.
+        PipelineError: if the dataset is unknown, or no training data are found.
+        OSError: if the data cannot be read.
     """
     dataset = dataset_named(name)
-    if place is None and not dataset.bundled:
-        raise PipelineError(f"{name} is not said to be anywhere; name its folder with --data")
-    opened = partial(open_set, cache_dir=cache_dir, remote=remote)
-    if isinstance(place, str):
-        return _fitting(dataset, _open_address(place, opened))
-    if place is not None and (place / "train" / MANIFEST_NAME).exists():
-        return _fitting(dataset, _open(place, opened))
-    if place is not None and (place / MANIFEST_NAME).exists():
-        return _fitting(dataset, TrainingData(train=opened(place), test=None))
-    if dataset.reader is None or (dataset.bundled and place is not None):
-        raise _no_shards(dataset, place)
-    if maker:
-        _make(dataset, place, made, progress)
-    elif not (made / "train" / MANIFEST_NAME).exists():
+    if location is None and not dataset.bundled:
+        raise PipelineError(f"{name} needs data; pass its folder or address with --data")
+    open_shards = partial(open_set, cache_dir=cache_dir, remote=remote)
+    if isinstance(location, str):
+        return _checked(dataset, _open_address(location, open_shards))
+    if location is not None and (location / "train" / MANIFEST_NAME).exists():
+        return _checked(dataset, _open_folder(location, open_shards))
+    if location is not None and (location / MANIFEST_NAME).exists():
+        return _checked(dataset, TrainingData(train=open_shards(location), test=None))
+    if dataset.reader is None or (dataset.bundled and location is not None):
+        raise _no_shards_error(dataset, location)
+    if writes_shards:
+        _write_shards(dataset, location, out, progress)
+    elif not (out / "train" / MANIFEST_NAME).exists():
         raise PipelineError(
-            f"{made} has no shards: process 0 made them on its own host; make them once by "
-            f"pixmix-shard {name} and give every host --data, or an --out that all share"
+            f"{out} has no shards: process 0 wrote them on its own host; write them once with "
+            f"pixmix-shard {name} and pass --data on every host, or use an --out that all share"
         )
-    return _open(made, opened)
+    return _open_folder(out, open_shards)
 
 
-def _no_shards(dataset: Dataset, place: Path | None) -> PipelineError:
-    """Return what to say of a folder that has no shards."""
-    inside = _set_inside(dataset, place)
+def _no_shards_error(dataset: Dataset, location: Path | None) -> PipelineError:
+    """Return the error for a folder without shards."""
+    inside = _shards_inside(dataset, location)
     if inside is not None:
-        remedy = f"and {inside} has; give --data {inside}"
+        remedy = f"but {inside} has; use --data {inside}"
     elif dataset.bundled:
         remedy = (
-            "leave --data out, and they are made; or make them first: "
-            f"pixmix-shard {dataset.name} OUT"
+            f"omit --data to write shards now, or write them first: pixmix-shard {dataset.name} OUT"
         )
     else:
         remedy = (
-            "make shards of your images first: pixmix-shard imagefolder SRC OUT, and give "
+            "make shards of your images first with pixmix-shard imagefolder SRC OUT, and pass "
             "--data OUT"
         )
-    return PipelineError(f"{place} has no train/{MANIFEST_NAME}{',' if inside else ';'} {remedy}")
+    return PipelineError(
+        f"{location} has no train/{MANIFEST_NAME}{',' if inside else ';'} {remedy}"
+    )
 
 
-def _set_inside(dataset: Dataset, place: Path | None) -> Path | None:
-    """Return shards that lie one level down: those of the data set's name, or the only ones."""
-    if place is None or not place.is_dir():
+def _shards_inside(dataset: Dataset, location: Path | None) -> Path | None:
+    """Return the subfolder with shards that has the dataset's name, or the only subfolder."""
+    if location is None or not location.is_dir():
         return None
-    found = sorted(each.parent.parent for each in place.glob(f"*/train/{MANIFEST_NAME}"))
-    named = [each for each in found if each.name == dataset.name]
-    chosen = named or found
-    return chosen[0] if len(chosen) == 1 else None
+    folders = sorted(each.parent.parent for each in location.glob(f"*/train/{MANIFEST_NAME}"))
+    named = [each for each in folders if each.name == dataset.name]
+    candidates = named or folders
+    return candidates[0] if len(candidates) == 1 else None
 
 
-def _fitting(dataset: Dataset, data: TrainingData) -> TrainingData:
-    """Return data that can be of a data set, and refuse others."""
+def _checked(dataset: Dataset, data: TrainingData) -> TrainingData:
+    """Return the data after checking that they fit the dataset and have classes."""
     train = data.train.shards
     is_other = dataset_of_kind(train.kind) not in (None, dataset)
     if is_other and dataset.n_classes is not None:
         raise PipelineError(
             f"{train.location} is {train.kind} and not {dataset.name}; use pixmix-train "
-            f"{train.kind}, or name other --data"
+            f"{train.kind}, or pass other --data"
         )
     if len(train) and int(train.samples["label"].min()) < 0:
         raise PipelineError(
-            f"{train.location} has images without a class, as a mixing set has; name shards of "
+            f"{train.location} has images without a class, as a mixing set has; pass shards of "
             "pixmix-shard imagefolder"
         )
     return data
 
 
-Opened = Callable[[Path | str], RemoteShards]
+_OpenShards = Callable[[Path | str], RemoteShards]
 
 
-def _open(place: Path, opened: Opened) -> TrainingData:
-    tests = [place / name for name in _TEST_NAMES if (place / name / MANIFEST_NAME).exists()]
-    return TrainingData(train=opened(place / "train"), test=opened(tests[0]) if tests else None)
+def _open_folder(folder: Path, open_shards: _OpenShards) -> TrainingData:
+    tests = [folder / name for name in _TEST_NAMES if (folder / name / MANIFEST_NAME).exists()]
+    return TrainingData(
+        train=open_shards(folder / "train"), test=open_shards(tests[0]) if tests else None
+    )
 
 
-def _open_address(address: str, opened: Opened) -> TrainingData:
-    """Open ADDRESS/train and, where there is one, a test set beside it; or ADDRESS as a set."""
+def _open_address(address: str, open_shards: _OpenShards) -> TrainingData:
+    """Open ADDRESS/train and the test set beside it if there is one, or else ADDRESS itself."""
     if names_shards(address):
-        return TrainingData(train=opened(address), test=None)
+        return TrainingData(train=open_shards(address), test=None)
     try:
-        train = opened(address_inside(address, "train"))
+        train = open_shards(address_inside(address, "train"))
     except NotFoundError:
         try:
-            return TrainingData(train=opened(address), test=None)
+            return TrainingData(train=open_shards(address), test=None)
         except NotFoundError as error:
             raise PipelineError(
-                f"{shown(address)} has neither train/{MANIFEST_NAME} nor {MANIFEST_NAME} to be "
-                f"read; check the address and the credentials ({error})"
+                f"{shown(address)} has neither train/{MANIFEST_NAME} nor {MANIFEST_NAME}; check "
+                f"the address and the credentials ({error})"
             ) from error
     for name in _TEST_NAMES:
         try:
-            return TrainingData(train=train, test=opened(address_inside(address, name)))
+            return TrainingData(train=train, test=open_shards(address_inside(address, name)))
         except NotFoundError:
             continue
     return TrainingData(train=train, test=None)
 
 
-def _make(
-    dataset: Dataset,
-    place: Path | None,
-    made: Path,
-    progress: Progress,
-) -> None:
-    """Make shards, or find them made."""
+def _write_shards(dataset: Dataset, location: Path | None, out: Path, progress: Progress) -> None:
+    """Write the shards of both splits, as far as they do not exist."""
     for split in SPLITS:
         request = ShardRequest(
-            store=Folder(path=made / split),
-            source=DatasetSource(dataset=dataset.name, path=place, split=split),
+            store=Folder(path=out / split),
+            source=DatasetSource(dataset=dataset.name, path=location, split=split),
             name=f"{dataset.name}-{split}",
             split=split,
             shard_size=dataset.shard_size,
@@ -214,54 +212,63 @@ def _make(
         try:
             make_shards(request, run=run_chunks, progress=progress)
         except PipelineError as error:
-            if _set_inside(dataset, place) is not None and not made.exists():
-                raise _no_shards(dataset, place) from error
+            if _shards_inside(dataset, location) is not None and not out.exists():
+                raise _no_shards_error(dataset, location) from error
             raise
 
 
-def hold_out(train: RemoteShards, share: float) -> tuple[RemoteShards, RemoteShards | None]:
-    """Part a set into shards to train on and shards to choose the best network by.
+def hold_out(train: RemoteShards, fraction: float) -> tuple[RemoteShards, RemoteShards | None]:
+    """Split shards into a training and a validation set.
 
-    share: of the shards that are held out, 0..0.5; 0 holds nothing out. pixmix-shard has mixed the
-    samples over the shards, so the last ones are as good as any.
+    The last shards are held out: pixmix-shard shuffles samples over all shards.
+
+    Args:
+        train: all shards.
+        fraction: fraction of the shards to hold out, 0..0.5; 0 for no validation set.
+
+    Returns:
+        The training set, and the validation set or None.
 
     Raises:
         PipelineError: if there are too few shards.
     """
-    if share == 0:
+    if fraction == 0:
         return train, None
     names = [shard.file for shard in train.shards.shards]
-    n = max(1, round(share * len(names)))
+    n = max(1, round(fraction * len(names)))
     if n >= len(names):
         raise PipelineError(
-            f"{train.shards.location} has {len(names)} shard, of which none can be held out for "
+            f"{train.shards.location} has {len(names)} shard, too few to hold one out for "
             "validation; make it again with --num-shards 20, or leave --val-fraction out"
         )
     return train.part(names[:-n]), train.part(names[-n:])
 
 
 def outputs_for(shards: ShardSet, known: Sequence[str], outputs: int) -> Tensor | None:
-    """Return the output that stands for each label of a set; None: output i for label i.
+    """Return the network output for each label of a test or validation set.
 
     Args:
-        shards: of a test or a validation set, whose classes may be fewer, or in another order.
-        known: names of the network's classes by output; or nothing.
-        outputs: how many it has.
+        shards: the dataset, whose classes may be fewer or in another order than the network's.
+        known: class name of each output of the network; empty if unknown.
+        outputs: number of outputs of the network.
+
+    Returns:
+        (classes,) int64, or None if label i stands for output i.
 
     Raises:
-        PipelineError: if the set has a class that the network has not, or none.
+        PipelineError: if the network lacks a class of the dataset, or images have no class.
     """
-    given = shards.samples["label"]
-    if len(given) and given.min() < 0:
+    labels = shards.samples["label"]
+    if len(labels) and labels.min() < 0:
         raise PipelineError(
-            f"{shards.location} has images without a class; make shards of images with classes"
+            f"{shards.location} has images without a class; use shards of images with classes"
         )
     if known and shards.classes:
-        places = find_outputs(shards.classes, known, shards.location)
-        return None if shards.classes == tuple(known) else torch.from_numpy(places)
-    if len(given) and given.max() >= outputs:
+        by_label = find_outputs(shards.classes, known, shards.location)
+        return None if shards.classes == tuple(known) else torch.from_numpy(by_label)
+    if len(labels) and labels.max() >= outputs:
         raise PipelineError(
-            f"{shards.location} has {int(given.max()) + 1} classes and the training set {outputs}; "
-            "test on the classes that are trained"
+            f"{shards.location} has {int(labels.max()) + 1} classes and the training set has "
+            f"{outputs}; use a test set with the classes of the training set"
         )
     return None

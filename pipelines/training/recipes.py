@@ -1,7 +1,7 @@
-"""How a network is trained, as plain numbers: the paper's recipes, and what may be changed.
+"""Training settings: the paper's recipes, and the configuration and results of a training.
 
-The defaults are facts of the released code, github.com/andyzoujm/pixmix at f867e87. The help of
-pixmix-train reads the figures here: nothing heavy is imported at the top.
+The defaults are those of the released code, github.com/andyzoujm/pixmix at f867e87. The help of
+pixmix-train imports this module, so nothing heavy is imported at the top.
 """
 
 import math
@@ -23,13 +23,13 @@ PRECISIONS: tuple[Precision, ...] = get_args(Precision)
 OPTIMIZERS: tuple[Optimizer, ...] = get_args(Optimizer)
 
 VIEWS = 3
-"""Of each image, for the Jensen-Shannon divergence."""
+"""Views of each image for the Jensen-Shannon divergence."""
 
 PRETRAINED = "IMAGENET1K_V1"
-"""torchvision's first weights: the released code starts from them, and the paper's figures do."""
+"""torchvision's first weights, from which the released code and the paper's results start."""
 
 _MOST = 1e30
-"""Of rates and weights: above it float32 does not hold them, and torch refuses them."""
+"""Largest rate or weight; torch rejects values that float32 cannot hold."""
 
 
 def _pixmix_defaults() -> "PixMixSettings":
@@ -40,22 +40,35 @@ def _pixmix_defaults() -> "PixMixSettings":
 
 @dataclass(frozen=True, kw_only=True)
 class Recipe:
-    """All that a training depends on, besides its data and the machine.
+    """Everything that determines a training besides its data and the machine.
 
     Attributes:
-        model: see `pipelines.models.registry`.
-        epochs: times that training goes through the data.
-        batch_size: global, summed over all processes.
-        learning_rate: at its peak; falls by a cosine, step by step, to `final_learning_rate`, after
-            `warmup_epochs` of rising.
-        grad_accum_steps: parts that a batch is computed in, on each process.
-        augment: "pixmix", or a baseline in its place.
-        augmix_severity, augmix_all_ops: of AugMix's operations, see `training.augmentations`;
-        whether
-            it also draws those that overlap the corruptions of ImageNet-C.
-        jsd: whether `jsd_weight` times the Jensen-Shannon divergence of the image and two augmented
-            views is added to the cross entropy of the image (Hendrycks et al., AugMix, ICLR 2020).
-        ema_decay: of averaged weights, which are then those that are evaluated; None for none.
+        model: name of the network, see `pipelines.models.registry`.
+        epochs: number of passes over the training set.
+        batch_size: global batch size, summed over all processes.
+        optimizer: "sgd" (with Nesterov momentum) or "adamw".
+        learning_rate: peak learning rate. It rises for `warmup_epochs`, then follows a cosine from
+            step to step down to `final_learning_rate`.
+        final_learning_rate: learning rate after the last step.
+        momentum: momentum of SGD.
+        weight_decay: weight decay of all parameters.
+        warmup_epochs: epochs of linear warmup.
+        label_smoothing: label smoothing of the cross entropy.
+        dropout: dropout rate of networks that have dropout.
+        grad_accum_steps: number of parts in which each process computes its batch.
+        augment: "pixmix", a baseline augmentation in its place, or "none".
+        pixmix: settings of PixMix.
+        augmix_severity: maximum level of AugMix's operations, see `training.augmentations`.
+        augmix_all_ops: whether AugMix also draws operations that overlap the corruptions of
+            ImageNet-C.
+        jsd: whether the loss is the cross entropy of the image plus `jsd_weight` times the
+            Jensen-Shannon divergence of the image and two augmented views (Hendrycks et al.,
+            AugMix, ICLR 2020).
+        jsd_weight: weight of the Jensen-Shannon divergence.
+        ema_decay: decay of the exponential moving average of the weights, which is then evaluated;
+            None for no average.
+        precision: "float32", "bfloat16" or "float16".
+        seed: seed of the initial weights, the data order and all augmentations.
     """
 
     model: str = "wrn_40_4"
@@ -81,7 +94,7 @@ class Recipe:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        """Refuse nonsense."""
+        """Validate the values."""
         from pixmix.settings import MAX_SEVERITY, MIN_LEVEL
 
         for names, fits, rule in (
@@ -112,14 +125,14 @@ class Recipe:
             raise ValueError("jsd needs augmented images, and augment is none; leave one out")
 
     def learning_rate_at(self, step: int, steps_per_epoch: int) -> float:
-        """Return the learning rate of a step, from 0: a function of the step alone."""
+        """Return the learning rate of a step, counted from 0."""
         total = self.epochs * steps_per_epoch
-        warm = self.warmup_epochs * steps_per_epoch
-        if step < warm:
-            return self.learning_rate * (step + 1) / (warm + 1)
-        done = (step - warm) / max(total - warm, 1)
-        fall = (1 + math.cos(math.pi * min(done, 1.0))) / 2
-        return self.final_learning_rate + (self.learning_rate - self.final_learning_rate) * fall
+        warmup = self.warmup_epochs * steps_per_epoch
+        if step < warmup:
+            return self.learning_rate * (step + 1) / (warmup + 1)
+        progress = (step - warmup) / max(total - warmup, 1)
+        cosine = (1 + math.cos(math.pi * min(progress, 1.0))) / 2
+        return self.final_learning_rate + (self.learning_rate - self.final_learning_rate) * cosine
 
     def to_json(self) -> dict[str, Any]:
         """Return plain JSON values."""
@@ -135,19 +148,19 @@ _IMAGENET = {
 }  # fmt: skip
 
 RECIPES: Mapping[str, Mapping[str, Any]] = {
-    # The paper's, for CIFAR-10 and CIFAR-100.
+    # The paper's recipe for CIFAR-10 and CIFAR-100.
     "cifar": _CIFAR,
-    # The paper's, for ImageNet; its small rate points to starting from trained weights. The
-    # severity of AugMix is 1 here and 3 for CIFAR, too: the defaults of its authors' scripts.
+    # The paper's recipe for ImageNet; its small learning rate suits pretrained weights. AugMix's
+    # authors also use severity 1 for ImageNet and 3 for CIFAR.
     "imagenet": _IMAGENET,
-    # For scikit-learn's digits: a minute on a laptop.
+    # A recipe for scikit-learn's digits that takes a minute on a laptop.
     "digits": {**_CIFAR, "model": "wrn_10_1", "epochs": 40, "batch_size": 64, "dropout": 0.0},
 }
-"""By name, how each recipe differs from the defaults of `Recipe`."""
+"""Differences of each recipe from the defaults of `Recipe`."""
 
 
 def figures(name: str) -> dict[str, Any]:
-    """Return the plain numbers of a recipe by field, those of PixMix among them; for the help."""
+    """Return the values of a recipe and of its PixMix settings by field, for the help pages."""
     changes = {**RECIPES[name]}
     pixmix = changes.pop("pixmix")
     return {**{each.name: each.default for each in fields(Recipe)}, **changes, **pixmix}
@@ -163,20 +176,25 @@ def named_recipe(name: str) -> Recipe:
 
 @dataclass(frozen=True, kw_only=True)
 class TrainConfig:
-    """What to train, on what, and where results go.
+    """What to train, on what data, and where results go.
 
     Attributes:
         out: folder of checkpoints and metrics.
-        loader: how samples are loaded. Its batch size and seed must be the recipe's. The PixMix of
-            its preprocessing, views, rank and world size are set by the training. Evaluations skip
-            samples where training may substitute them.
-        train: shards, local or remote; see `pipelines.shards.remote.open_set`.
-        validation, test: others, or None.
+        recipe: the training settings.
+        loader: how samples are loaded. Its batch size and seed must be those of the recipe. The
+            training itself sets views, rank, world size and the PixMix of the preprocessing.
+            Evaluations skip undecodable samples where training may substitute them.
+        train: shards to train on, local or remote; see `pipelines.shards.remote.open_set`.
+        validation: shards by which the best checkpoint is chosen; None without validation.
+        test: shards to test on after each epoch; None without a test set.
+        mixing_set: mixing set of PixMix; None to mix images only with themselves.
         weights: file of weights to fine-tune.
         pretrained: name of published weights to fine-tune, such as `PRETRAINED`.
-        resume: whether to resume from the latest checkpoint of `out`, if there is one.
-        keep_checkpoints: how many checkpoints stay.
-        checkpoint_every: steps between checkpoints within an epoch; None for one at its end alone.
+        resume: whether to resume from the latest checkpoint of `out`, if one exists.
+        keep_checkpoints: number of latest checkpoints to keep.
+        checkpoint_every: steps between checkpoints within an epoch; None to save only after epochs.
+        compile: whether to compile the network with torch.compile.
+        sync_bn: whether to synchronize batch norm across GPUs (SyncBatchNorm).
     """
 
     out: Path
@@ -195,17 +213,17 @@ class TrainConfig:
     sync_bn: bool = False
 
     def __post_init__(self) -> None:
-        """Refuse nonsense."""
+        """Validate the values."""
         if self.checkpoint_every is not None and self.checkpoint_every < 1:
             raise ValueError(
                 f"checkpoint_every is {self.checkpoint_every}; use 1 step or more, or None"
             )
         for name in ("batch_size", "seed"):
-            ours, loaders = getattr(self.recipe, name), getattr(self.loader, name)
-            if ours != loaders:
+            of_recipe, of_loader = getattr(self.recipe, name), getattr(self.loader, name)
+            if of_recipe != of_loader:
                 raise ValueError(
-                    f"{name} is {ours} in the recipe and {loaders} in the loader; "
-                    "use one value for both"
+                    f"{name} is {of_recipe} in the recipe and {of_loader} in the loader; use the "
+                    "same value in both"
                 )
         if self.loader.preprocess is None:
             raise ValueError("the loader has no preprocess; set it, such as to CIFAR or IMAGENET")
@@ -219,7 +237,16 @@ class TrainConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class StepProgress:
-    """How far a training is after a step. data_wait: share of the step's time spent on data."""
+    """The progress of a training after a step.
+
+    Attributes:
+        step: number of steps taken.
+        steps: number of steps of the whole training.
+        epoch: current epoch, from 0.
+        loss: latest known training loss.
+        samples_per_second: global throughput.
+        data_wait: fraction of the step's time spent waiting for data.
+    """
 
     step: int
     steps: int
@@ -231,7 +258,14 @@ class StepProgress:
 
 @dataclass(frozen=True, kw_only=True)
 class TrainResult:
-    """How a training ended. finished: whether all epochs are done; history: a record per epoch."""
+    """The result of a training.
+
+    Attributes:
+        finished: whether all epochs are done.
+        step: number of steps taken.
+        history: one record per epoch, as in metrics.jsonl.
+        checkpoint: path of the latest checkpoint.
+    """
 
     finished: bool
     step: int

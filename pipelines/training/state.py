@@ -1,4 +1,4 @@
-"""The state of a training in one process: all that a resumed run needs to go on bit for bit.
+"""The state of a training in one process: everything needed to resume it bit for bit.
 
 `TrainState.save` and `TrainState.load` are mirror images, field by field of `Checkpoint`. To add a
 field, add it to `Checkpoint`, to `save` and to `load`.
@@ -43,14 +43,14 @@ _PREPROCESSING = ("mean", "std", "crop", "image_size", "evaluation_resize")
 
 @dataclass(frozen=True, kw_only=True)
 class StepResult:
-    """A step that was taken.
+    """The result of a step in this process.
 
     Attributes:
-        step: its number, from 0.
-        sums: (2,) float64, of losses and of correct predictions, on the device.
-        n: samples of this process.
-        indices: (n,) int64, of the samples in the set.
-        position: the loader's state after it.
+        step: step number, from 0.
+        sums: (2,) float64, sum of losses and number of correct predictions, on the device.
+        n: number of samples.
+        indices: (n,) int64, indices of the samples in the training set.
+        position: loader state after the step.
     """
 
     step: int
@@ -61,31 +61,33 @@ class StepResult:
 
 
 class TrainState:
-    """What `Checkpoint` holds, live.
+    """The live objects whose state a `Checkpoint` holds.
 
     Attributes:
         network: metadata for evaluation.
-        module, optimizer, scaler, loader: torch's and ours, on the device of the process.
+        module: the network, on the device of the process.
+        optimizer: its optimizer.
+        scaler: its gradient scaler.
+        loader: the loader of the training set.
         average: exponential moving average of the weights; None without.
         step, history, sums, best: see `Checkpoint`.
-        position: the loader's state after the last whole step.
+        position: loader state after the last complete step.
         pending: steps whose losses are not in `sums` yet.
-        buffers: of the module after the last whole step, while a forward pass may have changed
-            them; else None.
-        trained: the trained weights, while an evaluation has the averages in their place; else
-            None.
-        saved: the step of the latest checkpoint; None before there is one.
+        buffers: buffers of the module after the last complete step, while a forward pass may have
+            changed them; otherwise None.
+        trained: the trained weights while an evaluation uses their average; otherwise None.
+        saved: step of the latest checkpoint; None before the first one.
         resumed: whether the run was resumed.
-        outputs: by evaluation set, the output for each label; see `outputs_for`.
+        outputs: the output for each label of "validation" and "test"; see `outputs_for`.
     """
 
     def __init__(self, config: TrainConfig, processes: Processes, *, initialize: bool) -> None:
-        """Build everything as it is before the first step.
+        """Build the state before the first step.
 
         Args:
-            config: of the training.
+            config: configuration of the training.
             processes: this process among the others.
-            initialize: whether to load weights to fine-tune; False if a checkpoint follows.
+            initialize: whether to load weights to fine-tune; False if a checkpoint will be loaded.
         """
         self.config, self.recipe = config, config.recipe
         shards = config.train.shards
@@ -134,11 +136,22 @@ class TrainState:
 
     @property
     def epoch_ended(self) -> bool:
-        """Whether all steps of an epoch were taken, and it is not in the history yet."""
+        """Whether all steps of an epoch were taken and it is not in the history yet."""
         return self.loader.epoch > len(self.history)
 
+    @property
+    def is_best(self) -> bool:
+        """Whether the current weights have been evaluated, with the lowest validation error yet."""
+        errors = [record.get("validation_error") for record in self.history]
+        return (
+            len(errors) > 0
+            and self.history[-1]["step"] == self.step
+            and errors[-1] == self.best
+            and self.best not in errors[:-1]
+        )
+
     def epoch_record(self) -> dict[str, Any]:
-        """Return what is known of the epoch before it is evaluated: a line of metrics.jsonl."""
+        """Return the record of the epoch before evaluation: a line of metrics.jsonl."""
         return {
             "epoch": self.loader.epoch,
             "step": self.step,
@@ -150,10 +163,11 @@ class TrainState:
     def end_epoch(self, record: dict[str, Any]) -> None:
         """Add the record of an epoch to the history."""
         self.history.append(record)
+        self.best = min(self.best, record.get("validation_error", math.inf))
         self.sums = EpochSums()
 
     def result(self) -> TrainResult:
-        """Return how the training ended."""
+        """Return the result of the training so far."""
         return TrainResult(
             finished=self.finished,
             step=self.step,
@@ -162,7 +176,7 @@ class TrainState:
         )
 
     def save(self) -> Checkpoint:
-        """Return the state after the last whole step."""
+        """Return the state after the last complete step."""
         buffers = self.buffers or {}
         weights = {
             name: buffers.get(name, value) for name, value in self.module.state_dict().items()
@@ -184,22 +198,22 @@ class TrainState:
         )
 
     def load(self, saved: Checkpoint, path: Path) -> None:
-        """Restore what `save` returned; nothing changes if it does not fit.
+        """Restore the result of `save`; nothing changes if it does not fit.
 
         Args:
-            saved: the content of a checkpoint.
-            path: of its file, for messages.
+            saved: content of a checkpoint.
+            path: file of the checkpoint, for errors.
 
         Raises:
-            PipelineError: if the run has another recipe, data, mixing set or preprocessing, or the
-                tensors do not fit.
+            PipelineError: if recipe, data, mixing set or preprocessing of the checkpoint differ, or
+                its tensors do not fit.
         """
         self._check_recipe(saved.recipe, path)
         self._check_network(saved.network, path)
         if saved.mixing_set != self.loader.mixing_fingerprint:
             raise PipelineError(
-                f"{self.config.out} was started with another mixing set, or with none; use that "
-                f"one, or {_another_out(path)}"
+                f"{self.config.out} was started with another mixing set, or without one; use the "
+                f"same as then, or {_fine_tune_remedy(path)}"
             )
         with damage_in_one_line(path):
             own = self.module.state_dict()
@@ -213,7 +227,7 @@ class TrainState:
         except ValueError as error:
             raise PipelineError(
                 f"{path}: {error}; the data, --val-fraction, --shuffle-window and "
-                "--shard-partitions must be those of the first start"
+                "--shard-partitions must be the same as at the first start"
             ) from error
         self.network.pretrained = saved.network.pretrained
         self.module.load_state_dict(saved.current or saved.state_dict)
@@ -236,30 +250,29 @@ class TrainState:
             if then != now:
                 raise PipelineError(
                     f"{name}: {self.config.out} was started with {then}, this command has {now}; "
-                    f"use {then}, or {_another_out(path)}"
+                    f"use {then}, or {_fine_tune_remedy(path)}"
                 )
         if self.config.pretrained not in (None, saved.pretrained):
             raise PipelineError(
                 f"--pretrained: {self.config.out} was started with "
                 f"{saved.pretrained or 'other weights'}, this command has "
-                f"{self.config.pretrained}; leave --pretrained out, or choose another --out"
+                f"{self.config.pretrained}; leave --pretrained out, or use another --out"
             )
 
     def _check_recipe(self, saved: Mapping[str, Any], path: Path) -> None:
-        """Refuse to resume with another recipe than that of the first start."""
+        """Check that the recipe equals that of the first start."""
         now = self.recipe.to_json()
         for name in sorted(saved.keys() | now.keys()):
             if name not in now or name not in saved:
                 which = "lacks" if name not in saved else "has"
                 raise PipelineError(
-                    f"{path}: its recipe {which} the field {name:.60}, unlike that of this "
-                    "pixmix-train: another version wrote it; resume with that version, or "
-                    f"{_another_out(path)}"
+                    f"{path}: its recipe {which} the field {name:.60}, because another version of "
+                    f"pixmix-train wrote it; resume with that version, or {_fine_tune_remedy(path)}"
                 )
             then = saved[name]
             if then != now[name]:
                 text = then if isinstance(then, str) else reprlib.repr(then)
-                remedy = "choose another --out" if name == "model" else _another_out(path)
+                remedy = "use another --out" if name == "model" else _fine_tune_remedy(path)
                 raise PipelineError(
                     f"{name}: {self.config.out} was started with {text:.200}, this command has "
                     f"{now[name]}; use {text:.200}, or {remedy}"
@@ -267,26 +280,25 @@ class TrainState:
 
 
 def open_state(config: TrainConfig, processes: Processes) -> TrainState:
-    """Open network, optimizer and data, and resume from the latest checkpoint if there is one.
+    """Open network, optimizer and data, and resume from the latest checkpoint if one exists.
 
     Raises:
-        PipelineError: if `out` holds another training, or processes were given different things.
-        OSError: if something cannot be read, or `out` cannot be written.
+        PipelineError: if `out` holds another training, or the processes have different settings.
+        OSError: if an input cannot be read, or `out` cannot be written.
     """
     latest = find_latest(config.out, processes)
     if latest is not None and not config.resume:
         raise PipelineError(
-            f"{config.out} holds a training; pass --resume auto to resume it, or choose another "
-            "--out"
+            f"{config.out} holds a training; pass --resume auto to resume it, or use another --out"
         )
     with processes.watchdog.awaiting("data, mixing set and network"), processes.together():
         if processes.first:
             check_writable(config.out)
-        # What a checkpoint holds need not be downloaded.
+        # With a checkpoint, initial weights need not be downloaded.
         state = TrainState(config, processes, initialize=latest is None)
-    # Hosts with data of their own would train on different sets.
+    # Otherwise hosts with different local data would train on different datasets.
     for what, value in (
-        # Which the command chooses by the CPU model, unless it is passed.
+        # The command chooses the precision by the CPU model unless it is passed.
         ("--precision", config.recipe.precision),
         ("--on-decode-error", config.loader.on_decode_error),
         ("recipe", json.dumps(config.recipe.to_json(), sort_keys=True)),
@@ -299,9 +311,9 @@ def open_state(config: TrainConfig, processes: Processes) -> TrainState:
     return state
 
 
-def _another_out(path: Path) -> str:
-    """Return the remedy where a checkpoint's training cannot be resumed."""
-    return f"fine-tune its weights in another --out, by --weights {path}"
+def _fine_tune_remedy(path: Path) -> str:
+    """Return the remedy for a checkpoint from which this training cannot be resumed."""
+    return f"fine-tune its weights in another --out with --weights {path}"
 
 
 # --- The parts of a state -------------------------------------------------------------------------
@@ -348,90 +360,90 @@ def _open_optimizer(recipe: Recipe, module: nn.Module) -> torch.optim.Optimizer:
 
 def _open_loader(config: TrainConfig, processes: Processes) -> TrainLoader:
     recipe = config.recipe
-    by_loader = recipe.augment == "pixmix"
+    is_pixmix = recipe.augment == "pixmix"
     preprocess = replace(
         config.preprocess,
-        pixmix=recipe.pixmix if by_loader else None,
-        plain_first=recipe.jsd and by_loader,
+        pixmix=recipe.pixmix if is_pixmix else None,
+        plain_first=recipe.jsd and is_pixmix,
     )
     if recipe.augment in AUGMENTATIONS:
-        # Which normalize after they augment.
+        # These augmentations normalize by themselves.
         preprocess = replace(preprocess, mean=(0.0, 0.0, 0.0), std=(1.0, 1.0, 1.0))
     loader = replace(
         config.loader,
         preprocess=preprocess,
-        views=VIEWS if recipe.jsd and by_loader else None,
+        views=VIEWS if recipe.jsd and is_pixmix else None,
         rank=processes.world.rank,
         world_size=processes.world.size,
     )
-    return TrainLoader(config.train, config.mixing_set if by_loader else None, loader)
+    return TrainLoader(config.train, config.mixing_set if is_pixmix else None, loader)
 
 
 # --- Tensors of a file ----------------------------------------------------------------------------
 
 
-def check_tensors(given: Mapping[str, Any], own: Mapping[str, Tensor], name: str) -> None:
-    """Check that a state dict of a file can be loaded.
+def check_tensors(saved: Mapping[str, Any], own: Mapping[str, Tensor], name: str) -> None:
+    """Check that a saved state dict fits a network.
 
     Args:
-        given: of the file.
-        own: of the network.
-        name: of it in the file.
+        saved: state dict of a checkpoint.
+        own: state dict of the network.
+        name: name of the state dict in the checkpoint, for errors.
 
     Raises:
-        DamagedError: if tensors are missing, too many, or of another shape or dtype.
+        DamagedError: if a tensor is missing or unknown, or has another shape or dtype.
     """
-    different = sorted(own.keys() ^ given.keys())
+    different = sorted(own.keys() ^ saved.keys())
     if different:
         raise DamagedError(f"{name} and the network differ in the tensor {different[0]!r:.60}")
     for key, value in own.items():
-        _check_tensor(given[key], value, f"{name}[{key!r}]")
+        _check_tensor(saved[key], value, f"{name}[{key!r}]")
 
 
-def optimizer_state(given: Mapping[str, Any], optimizer: torch.optim.Optimizer) -> dict[str, Any]:
-    """Return the state dict of an optimizer with the tensors of a file.
+def optimizer_state(saved: Mapping[str, Any], optimizer: torch.optim.Optimizer) -> dict[str, Any]:
+    """Return the state dict to load into an optimizer, with the tensors of a checkpoint.
 
-    Learning rates and the like follow from the recipe, and keep their values.
+    Learning rate, momentum and weight decay follow from the recipe and are not restored.
 
     Args:
-        given: the state dict of the file.
-        optimizer: SGD or AdamW, to be resumed.
+        saved: state dict of a checkpoint.
+        optimizer: SGD or AdamW.
 
     Raises:
-        DamagedError: if they are not of this optimizer.
+        DamagedError: if the tensors do not fit the optimizer.
     """
     if isinstance(optimizer, torch.optim.AdamW):
         names = {"step", "exp_avg", "exp_avg_sq"}
     else:
         names = {"momentum_buffer"} if optimizer.defaults["momentum"] else set()
     parameters = [each for group in optimizer.param_groups for each in group["params"]]
-    state = given.get("state")
+    state = saved.get("state")
     if not isinstance(state, dict) or not state.keys() <= {*range(len(parameters))}:
-        raise DamagedError("optimizer is not that of this network")
-    for number, held in state.items():
-        if not isinstance(held, dict) or held.keys() != names:
-            raise DamagedError(f"optimizer[{number}] is not of the recipe's optimizer")
-        for name, value in held.items():
-            like = torch.zeros(()) if name == "step" else parameters[number]
-            _check_tensor(value, like, f"optimizer[{number}][{name!r}]")
-        if "step" in held and not held["step"] >= 0:
-            raise DamagedError(f"optimizer[{number}]['step'] is {float(held['step'])}")
+        raise DamagedError("optimizer does not fit this network")
+    for index, tensors in state.items():
+        if not isinstance(tensors, dict) or tensors.keys() != names:
+            raise DamagedError(f"optimizer[{index}] does not fit the optimizer of the recipe")
+        for name, value in tensors.items():
+            like = torch.zeros(()) if name == "step" else parameters[index]
+            _check_tensor(value, like, f"optimizer[{index}][{name!r}]")
+        if "step" in tensors and not tensors["step"] >= 0:
+            raise DamagedError(f"optimizer[{index}]['step'] is {float(tensors['step'])}")
     return {"state": state, "param_groups": optimizer.state_dict()["param_groups"]}
 
 
-def scaler_state(given: Mapping[str, float], scaler: torch.amp.GradScaler) -> dict[str, float]:
-    """Return the state dict of a gradient scaler from that of a file.
+def scaler_state(saved: Mapping[str, float], scaler: torch.amp.GradScaler) -> dict[str, float]:
+    """Return the state dict to load into a gradient scaler, from that of a checkpoint.
 
     Raises:
-        DamagedError: if it is not one.
+        DamagedError: if it does not fit the scaler.
     """
     own = scaler.state_dict()
-    if given.keys() != own.keys():
-        raise DamagedError("scaler is not that of this precision")
-    for name, value in given.items():
+    if saved.keys() != own.keys():
+        raise DamagedError("scaler does not fit this precision")
+    for name, value in saved.items():
         if not 0 <= value < math.inf:
             raise DamagedError(f"scaler[{name!r}] is {value}")
-    return {name: type(own[name])(value) for name, value in given.items()}
+    return {name: type(own[name])(value) for name, value in saved.items()}
 
 
 def _check_tensor(value: object, like: Tensor, name: str) -> None:

@@ -1,11 +1,10 @@
-"""A step of the optimizer, what all processes agree on after it, and when it is saved."""
+"""Optimizer steps, the agreement of all processes after each step, and saving."""
 
 import json
 import math
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, ExitStack, nullcontext
-from pathlib import Path
 from types import TracebackType
 from typing import Self
 
@@ -27,14 +26,14 @@ from pipelines.training.tracking import write_metrics
 
 
 class Trainer:
-    """Takes and saves the steps of a training in one process, in agreement with the others.
+    """Take and save the steps of a training in one process, in agreement with the others.
 
-    A step is a function of the weights, the recipe's seed and the step's number: the batches are,
-    and every other random number is drawn from a seed of (seed, step, rank). So nothing has to be
-    kept for a resume.
+    A step is a function of the weights, the seed of the recipe and the step number: so are the
+    batches, and all other random numbers are drawn from (seed, step, rank). Therefore no random
+    state has to be saved.
 
     Attributes:
-        loss: of the last step that was counted here; NaN before.
+        loss: loss of the latest step that was counted; NaN before.
         stopped: whether all processes have agreed to stop.
     """
 
@@ -70,7 +69,7 @@ class Trainer:
         self, _type: type[BaseException] | None, _error: BaseException | None,
         _traceback: TracebackType | None,
     ) -> None:  # fmt: skip
-        """Drop what holds the process group, whose threads would outlive the interpreter."""
+        """Release the process group, whose threads would outlive the interpreter."""
         self._module = self._forward = self.state.module
 
     def batches(self) -> Iterator[tuple[Tensor, Tensor, float]]:
@@ -80,12 +79,12 @@ class Trainer:
         self._module.train()
         batches = iter(self.state.loader)
         while True:
-            asked = time.perf_counter()
+            begun = time.perf_counter()
             with self.processes.watchdog.awaiting(self.state.loader.waiting_for):
                 batch = next(batches, None)
             if batch is None:
                 return
-            yield *batch, time.perf_counter() - asked
+            yield *batch, time.perf_counter() - begun
 
     def take_step(self, images: Tensor, labels: Tensor) -> None:
         """Take one step of the optimizer.
@@ -95,14 +94,14 @@ class Trainer:
             labels: (B,) int64.
 
         Raises:
-            PipelineError: if no sample of this part can be read.
+            PipelineError: if no sample of this part can be decoded.
         """
         state, recipe, device = self.state, self.config.recipe, self.processes.device
         rank = self.processes.world.rank
         n = len(images)
         if n == 0:
             raise PipelineError(
-                f"no sample of this process's part of step {state.step} can be read; run "
+                f"no sample of this process's part of step {state.step} can be decoded; run "
                 "pixmix-shard verify, or pass --on-decode-error substitute"
             )
         if self._baseline is not None:
@@ -113,20 +112,20 @@ class Trainer:
                 first=rank * n,
                 views=VIEWS if recipe.jsd else None,
             )
-        # For dropout: a function of the step.
+        # Dropout draws from torch's generator.
         torch.manual_seed(torch_seed(recipe.seed, state.step, rank))
         rate = recipe.learning_rate_at(state.step, len(state.loader))
         for group in state.optimizer.param_groups:
             group["lr"] = rate
         state.optimizer.zero_grad(set_to_none=True)
-        # A forward pass updates the running means of norms, also in a step that is not finished.
+        # A forward pass updates the running means of batch norm even if the step is not completed.
         state.buffers = {name: each.clone() for name, each in state.module.named_buffers()}
         images = images.to(device, non_blocking=True)
         labels = labels.to(device, non_blocking=True)
         sums = self._backward(
             images.chunk(recipe.grad_accum_steps), labels.chunk(recipe.grad_accum_steps), n
         )
-        with self.stopping.whole:
+        with self.stopping.consistent:
             state.scaler.step(state.optimizer)
             state.scaler.update()
             if state.average is not None and recipe.ema_decay is not None:
@@ -143,28 +142,28 @@ class Trainer:
             state.step += 1
         self.processes.watchdog.reset()
         if math.isnan(self.loss):
-            # So that the first step has a loss to show.
+            # The progress of the first step shows its loss.
             self.settle()
 
     def _backward(self, images: Sequence[Tensor], labels: Sequence[Tensor], n: int) -> Tensor:
         """Compute gradients, part by part; return the sums of losses and correct predictions."""
         sums = torch.zeros(2, dtype=torch.float64, device=self.processes.device)
-        for part, (some, theirs) in enumerate(zip(images, labels, strict=True)):
-            with ExitStack() as meanwhile:
-                if part + 1 < len(images) and isinstance(self._module, DistributedDataParallel):
-                    meanwhile.enter_context(self._module.no_sync())
+        for i, (part, targets) in enumerate(zip(images, labels, strict=True)):
+            with ExitStack() as stack:
+                if i + 1 < len(images) and isinstance(self._module, DistributedDataParallel):
+                    stack.enter_context(self._module.no_sync())
                 with explain_shape_errors(
-                    self.state.module, some.flatten(0, -4), self.state.network.classes
+                    self.state.module, part.flatten(0, -4), self.state.network.classes
                 ):
-                    logits, loss = self._loss(some, theirs)
-                scaled: Tensor = self.state.scaler.scale(loss * (len(some) / n))
+                    logits, loss = self._loss(part, targets)
+                scaled: Tensor = self.state.scaler.scale(loss * (len(part) / n))
                 scaled.backward()  # type: ignore[no-untyped-call]
-            sums[0] += loss.detach().double() * len(some)
-            sums[1] += (logits.argmax(1) == theirs).sum()
+            sums[0] += loss.detach().double() * len(part)
+            sums[1] += (logits.argmax(1) == targets).sum()
         return sums
 
     def _loss(self, images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
-        """Return the logits of the first views, and the mean loss."""
+        """Return the logits of the first views and the mean loss."""
         recipe = self.config.recipe
         smoothing = recipe.label_smoothing
         with autocast(recipe.precision, self.processes.device):
@@ -172,7 +171,7 @@ class Trainer:
                 logits = self._forward(channels_last(images))
                 loss = functional.cross_entropy(logits.float(), labels, label_smoothing=smoothing)
                 return logits.detach(), loss
-            # (B, views, ...) side by side in one batch, views first.
+            # One batch of (views * B, 3, H, W), views first.
             logits = self._forward(channels_last(images.transpose(0, 1).flatten(0, 1)))
             logits = logits.view(VIEWS, len(images), -1)
             loss = loss_of_views(
@@ -181,13 +180,13 @@ class Trainer:
             return logits[0].detach(), loss
 
     def settle(self, *, keep: int = 0) -> bool:
-        """Add pending steps to the epoch's sums, and agree with the other processes on stopping.
+        """Add pending steps to the sums of the epoch, and agree with all processes on stopping.
 
-        What a device has computed is asked for when the next step runs already, so that nobody
-        waits for it. Every process must call it.
+        The losses of a step are read while the device already computes the next one, so that no
+        process waits for them. Every process must call this.
 
         Args:
-            keep: how many of the latest steps stay pending.
+            keep: number of latest steps that stay pending.
 
         Returns:
             Whether all processes have agreed to stop.
@@ -198,24 +197,24 @@ class Trainer:
         state = self.state
         counted = state.pending[: len(state.pending) - keep]
         own, nonfinite = self._sums_of(counted)
-        asked, failed, *total = self.processes.sum(
-            float(self.stopping.asked), float(nonfinite is not None), *own
+        requested, failed, *total = self.processes.sum(
+            float(self.stopping.requested), float(nonfinite is not None), *own
         )
-        with self.stopping.whole:
+        with self.stopping.consistent:
             state.pending = state.pending[len(counted) :]
             state.sums.add(*total)
-        self.stopped = self.stopped or asked > 0
+        self.stopped = self.stopped or requested > 0
         if nonfinite is not None:
-            self._refuse(nonfinite)
+            self._raise_nonfinite(nonfinite)
         if failed > 0:
             raise PipelineError(
-                "the loss became NaN or infinite on another rank, whose log says more; its samples "
-                f"are in {self.config.out / 'nonfinite-loss-*.json'}"
+                "the loss became NaN or infinite on another rank; see the log of that rank, and "
+                f"its samples in {self.config.out / 'nonfinite-loss-*.json'}"
             )
         return self.stopped
 
     def _sums_of(self, steps: Sequence[StepResult]) -> tuple[list[float], StepResult | None]:
-        """Return loss, correct and seen of this process, and the first step of nonfinite loss."""
+        """Return loss, correct and seen of this process, and the first step with nonfinite loss."""
         own, nonfinite = [0.0, 0.0, 0.0], None
         for each in steps:
             total, correct = each.sums.tolist()
@@ -226,8 +225,8 @@ class Trainer:
             own = [own[0] + total, own[1] + correct, own[2] + each.n]
         return own, nonfinite
 
-    def _refuse(self, step: StepResult) -> None:
-        """Write down the samples of a step whose loss is NaN or infinite.
+    def _raise_nonfinite(self, step: StepResult) -> None:
+        """Write the samples of a step with NaN or infinite loss to a file, and raise.
 
         Raises:
             PipelineError: always.
@@ -239,7 +238,7 @@ class Trainer:
             "loss": str(loss),
             "rank": rank,
             "epoch": step.position["epoch"],
-            "last_sample_of_the_batch": step.position["consumed"],
+            "consumed": step.position["consumed"],
             "batch_size": self.config.recipe.batch_size,
             "samples": step.indices.tolist(),
             "keys": [self.config.train.key(int(i)) for i in step.indices],
@@ -248,41 +247,40 @@ class Trainer:
         write_file(path, (json.dumps(document, indent=1) + "\n").encode())
         raise PipelineError(
             f"the loss of step {step.step} is {loss}; the samples of its batch are in {path}. Use "
-            "a smaller --learning-rate, a --warmup-epochs, or --precision float32"
+            "a smaller --learning-rate, --warmup-epochs 5, or --precision float32"
         )
 
-    def save(self, path: Path | None = None) -> None:
-        """Write a checkpoint and the metrics, in the first process; all processes must call it.
+    def save(self, *, best: bool = False) -> None:
+        """Write a checkpoint and the metrics in the first process; every process must call this.
 
-        path: of a checkpoint beside those of the run, as the best one; None for the run's next.
+        best: whether to write best.pt instead.
         """
         self.settle()
-        if self.processes.first and (path is not None or self.state.saved != self.state.step):
-            with self.stopping.whole:
-                self._write(path)
+        if self.processes.first and (best or self.state.saved != self.state.step):
+            with self.stopping.consistent:
+                self._write(best=best)
         self.processes.wait()
         self.processes.watchdog.reset()
 
     def save_alone(self) -> None:
-        """Write a checkpoint of the last whole step, if there is none, from another thread.
+        """Write a checkpoint of the last complete step from another thread, unless it is saved.
 
-        Other processes are not asked, and those that have not sent their last step do not count in
-        the losses of the epoch.
+        This process does not wait for the others: the epoch's losses lack their pending steps.
         """
         if not self.processes.first or self.state.saved == self.state.step:
             return
         own, nonfinite = self._sums_of(self.state.pending)
         if nonfinite is not None:
-            self._refuse(nonfinite)
+            self._raise_nonfinite(nonfinite)
         self.state.sums.add(*own)
-        self._write(None)
+        self._write(best=False)
 
-    def _write(self, path: Path | None) -> None:
+    def _write(self, *, best: bool) -> None:
         state, out = self.state, self.config.out
-        where = path or checkpoint_path(out, state.step)
-        with self.processes.watchdog.awaiting(f"{where} to be written"):
-            save_checkpoint(where, state.save())
-        if path is None:
+        path = out / "checkpoints" / "best.pt" if best else checkpoint_path(out, state.step)
+        with self.processes.watchdog.awaiting(f"{path} to be written"):
+            save_checkpoint(path, state.save())
+        if not best:
             state.saved = state.step
             keep_latest(out, self.config.keep_checkpoints)
             write_metrics(out, state.history)
@@ -292,25 +290,30 @@ class Trainer:
 
 
 def autocast(precision: Precision, device: torch.device) -> AbstractContextManager[object]:
-    """Return the context in which a network computes in a precision."""
+    """Return the autocast context of a precision."""
     if precision == "float32":
         return nullcontext()
     return torch.autocast(device.type, getattr(torch, precision))
 
 
 def channels_last(images: Tensor) -> Tensor:
-    """Return (B, 3, H, W) images with their channels last in memory, as the network has them."""
+    """Return images (B, 3, H, W) in the memory format of the network, channels last."""
     return images.contiguous(memory_format=torch.channels_last)
 
 
 def jensen_shannon(logits: Tensor) -> Tensor:
-    """Return the mean Jensen-Shannon divergence of the predictions for views of the same images.
+    """Return the mean Jensen-Shannon divergence between the predictions for views of each image.
 
-    logits: (views, B, classes).
-    Returns a number, 0 to log(views). Hendrycks et al., AugMix, ICLR 2020, equation 2.
+    Hendrycks et al., AugMix, ICLR 2020, equation 2.
+
+    Args:
+        logits: (views, B, classes).
+
+    Returns:
+        A scalar, 0 to log(views).
     """
     logs = functional.log_softmax(logits.float(), -1)
-    # As in the source, kept from the logarithm of 0.
+    # Clamped as in the authors' code, to avoid log(0).
     mixture = logs.exp().mean(0).clamp(1e-7, 1).log()
     return (logs.exp() * (logs - mixture)).sum(-1).mean()
 
@@ -318,16 +321,20 @@ def jensen_shannon(logits: Tensor) -> Tensor:
 def loss_of_views(
     logits: Tensor, labels: Tensor, *, jsd_weight: float, label_smoothing: float
 ) -> Tensor:
-    """Return the cross entropy of the first view, plus the weighted divergence of all views.
+    """Return the cross entropy of the first view plus the weighted divergence of all views.
 
-    logits: (views, B, classes); labels: (B,) int64.
+    Args:
+        logits: (views, B, classes).
+        labels: (B,) int64.
+        jsd_weight: weight of the Jensen-Shannon divergence.
+        label_smoothing: label smoothing of the cross entropy.
     """
     first = functional.cross_entropy(logits[0].float(), labels, label_smoothing=label_smoothing)
     return first + jsd_weight * jensen_shannon(logits)
 
 
 def update_average(average: dict[str, Tensor], current: dict[str, Tensor], decay: float) -> None:
-    """Move averaged weights towards the current ones, in place; whole numbers are copied."""
+    """Update an exponential moving average of weights in place; integers are copied."""
     with torch.no_grad():
         for name, value in current.items():
             if value.is_floating_point():

@@ -1,10 +1,10 @@
-"""End a training in time after SIGTERM, SIGUSR1 or Ctrl-C, whatever its process waits for.
+"""Stop a training in time after SIGTERM, SIGUSR1 or Ctrl-C, even while its main thread is blocked.
 
-Batch systems kill a process some 30 s after SIGTERM. The main thread sees a signal between two
-instructions of Python alone: not while it waits for a disk, another process or a compiler. So a
-thread hears of signals, too: Python writes their numbers into a socket as they come. A main thread
-that has not come to its own end after a moment is left where it is: the thread saves a checkpoint
-of the last whole step, and ends the process. Several processes tell each other that they stop.
+Batch systems kill a process about 30 s after SIGTERM. Python handles a signal in the main thread
+between two instructions, so not while that thread waits for a disk, another process or a compiler.
+A second thread therefore also learns of signals, from a socket to which Python writes their
+numbers. If the main thread does not stop within a short time, the second thread saves a checkpoint
+of the last complete step and ends the process. Processes announce to each other that they stop.
 """
 
 import multiprocessing
@@ -21,7 +21,7 @@ from pipelines.system.process_group import LostProcessError, Processes
 from pipelines.training.recipes import TrainResult
 
 STOPPED = 143
-"""Exit code of a training that was stopped by a signal: as a shell has it, 128 + SIGTERM."""
+"""Exit code of a training stopped by a signal: 128 + SIGTERM, the convention of shells."""
 
 INTERRUPTED = 130
 """Exit code after Ctrl-C: 128 + SIGINT."""
@@ -30,49 +30,48 @@ _NUMBERS = tuple(
     getattr(signal, name) for name in ("SIGTERM", "SIGINT", "SIGUSR1") if hasattr(signal, name)
 )
 _GRACE_S = 1.5
-"""For the step in hand, and longer than the others take to hear of it."""
+"""Time for the current step; longer than the other processes need to learn of the stop."""
 
 _GRACE_BEFORE_S = 3.0
-"""Before the first step: for the processes to tell each other that one cannot begin."""
+"""The same before the first step, while processes tell each other that one cannot start."""
 
-_LOOK_S = 0.5
-"""Between two looks at whether another process stops."""
+_EXCHANGE_S = 0.5
+"""Interval at which processes exchange whether one stops."""
 
 _POLL_S = 0.05
-"""Between two looks at whether this process was signalled, while it waits for that."""
+"""Interval at which `requested_within` checks for a signal."""
 
 _SAVING_S = 20.0
-"""For the checkpoint; a device that waits for another process might never answer."""
+"""Time limit for saving; a device that waits for another process may block forever."""
 
 _END_S = 1.5
-"""For what else there is to do when the checkpoint is written."""
+"""Time for the remaining work after the checkpoint is written."""
 
 
 class Stopping:
-    """Whether this process is to stop, and how it does.
+    """Requests to stop this process, and how it stops.
 
     Attributes:
-        asked: whether it is to stop, by a signal or because another process does.
-        interrupted: whether by Ctrl-C.
-        whole: is held while weights, counts and records do not belong to one step; and for ever
-            once a checkpoint is saved by another thread than the main one.
-        rescue: saves a checkpoint of the last whole step, if there is none, and returns how the
-            training ended; None while there is nothing to save.
-        left: whether the main thread has saved what there is, and is on its way out.
-        tell: is called before another thread than the main one ends the process, with what
-            `save` returned.
-        fault: what kept the checkpoint from being saved.
+        requested: whether to stop, because of a signal or because another process stops.
+        interrupted: whether Ctrl-C requested the stop.
+        consistent: lock that is held while weights, counts and records do not belong to the same
+            step, and forever once another thread than the main one saves a checkpoint.
+        rescue: saves a checkpoint of the last complete step, if that is not saved yet, and returns
+            the result of the training; None while there is nothing to save.
+        leaving: whether the main thread has saved the training and is about to exit.
+        on_exit: called with the result of `save` before another thread ends the process.
+        error: the error because of which no checkpoint was saved.
     """
 
     def __init__(self) -> None:
-        self.asked = self.interrupted = self.left = False
-        self.whole = threading.RLock()
+        self.requested = self.interrupted = self.leaving = False
+        self.consistent = threading.RLock()
         self.rescue: Callable[[], TrainResult] | None = None
-        self.tell: Callable[[TrainResult | None], None] = lambda _: None
-        self.fault: Exception | None = None
+        self.on_exit: Callable[[TrainResult | None], None] = lambda _: None
+        self.error: Exception | None = None
         self._saved: TrainResult | None = None
-        self._heard = threading.Event()
-        self._over = threading.Event()
+        self._wake = threading.Event()
+        self._ended = threading.Event()
 
     @property
     def code(self) -> int:
@@ -81,19 +80,19 @@ class Stopping:
 
     @contextmanager
     def rescued_by(self, rescue: Callable[[], TrainResult]) -> Iterator[None]:
-        """Have `save` call a function during the block; after it, the main thread has saved."""
+        """Let `save` call a function in the block, at the end of which the training is saved."""
         self.rescue = rescue
         try:
             yield
         finally:
-            self.left, self.rescue = True, None
+            self.leaving, self.rescue = True, None
 
     @contextmanager
-    def by_signals(self) -> Iterator[None]:
-        """Obey SIGTERM, SIGUSR1 and Ctrl-C during the block, but those that are ignored.
+    def handle_signals(self) -> Iterator[None]:
+        """Handle SIGTERM, SIGUSR1 and Ctrl-C in the block, except ignored ones.
 
-        A shell's `&` and nohup have a command ignore some. Signals come to the main thread: in
-        another one this does nothing.
+        A shell's ``&`` and nohup make a command ignore some signals. Python delivers signals to the
+        main thread; in another thread this does nothing.
         """
         if threading.current_thread() is not threading.main_thread():
             yield
@@ -110,63 +109,63 @@ class Stopping:
                 signal.signal(number, handler)
 
     def _handle(self, number: int, _frame: object) -> None:
-        # It takes no lock: the next signal may come between any two of its instructions, and an
-        # event's lock, once held by this thread, would hold it up for ever. `_listen` sets it.
-        self._note(number)
+        # Do not acquire locks here: a second signal may arrive between any two instructions, and
+        # waiting for a lock of an event that this thread holds would never end. `_listen` sets it.
+        self._request(number)
         if self.rescue is None:
-            # Nothing is lost: what is open is closed on the way out.
+            # Without progress to save, raise, so that open resources are closed.
             raise KeyboardInterrupt if number == signal.SIGINT else SystemExit(STOPPED)
 
-    def _note(self, number: int | None) -> None:
+    def _request(self, number: int | None) -> None:
         self.interrupted = self.interrupted or number == signal.SIGINT
-        self.asked = True
+        self.requested = True
 
     @contextmanager
-    def in_time(self) -> Iterator[None]:
-        """Obey signals during the block; end the process if its main thread does not, from then on.
+    def enforced(self) -> Iterator[None]:
+        """Handle signals in the block, and end the process if its main thread does not.
 
-        For commands: what else the process does is ended, too.
+        This is for commands, because it ends the whole process.
         """
         if threading.current_thread() is not threading.main_thread():
             yield
             return
         receiver, sender = socket.socketpair()
         sender.setblocking(False)
-        for work in (lambda: self._listen(receiver), self._leave_in_time):
+        for work in (lambda: self._listen(receiver), self._end_in_time):
             threading.Thread(target=work, name="stopping", daemon=True).start()
         before = signal.set_wakeup_fd(sender.fileno(), warn_on_full_buffer=False)
         try:
-            with self.by_signals():
+            with self.handle_signals():
                 yield
         finally:
             signal.set_wakeup_fd(before)
             sender.close()
-            self._over.set()
-            self._heard.set()
+            self._ended.set()
+            self._wake.set()
 
     @contextmanager
-    def with_others(self, processes: Processes) -> Iterator[None]:
-        """Stop when another process of the training stops, and have the others stop with this."""
-        over = threading.Event()
+    def synchronized(self, processes: Processes) -> Iterator[None]:
+        """Stop in the block when another process stops, and stop the others with this one."""
+        ended = threading.Event()
 
         def exchange() -> None:
-            told = False
-            while not over.wait(_LOOK_S):
+            announced = False
+            while not ended.wait(_EXCHANGE_S):
                 try:
-                    if self.asked and not told:
+                    if self.requested and not announced:
                         processes.announce_stop()
-                        told = True
-                    elif not self.asked and processes.is_stop_announced():
-                        told = True
-                        self._note(None)
-                        self._heard.set()
+                        announced = True
+                    elif not self.requested and processes.is_stop_announced():
+                        announced = True
+                        self._request(None)
+                        self._wake.set()
                 except LostProcessError:
-                    # The first process has ended, and the training with it.
-                    self._note(None)
-                    self._heard.set()
+                    # The first process has ended, and with it the training.
+                    self._request(None)
+                    self._wake.set()
                     return
                 except ValueError:
-                    # The processes have parted while this one was asking.
+                    # The process group was closed during the exchange.
                     return
 
         if processes.world.size == 1:
@@ -177,25 +176,25 @@ class Stopping:
         try:
             yield
         finally:
-            over.set()
-            # It may hang in the exchange, which must not keep the process.
-            thread.join(2 * _LOOK_S)
+            ended.set()
+            # The exchange may hang, which must not delay the process.
+            thread.join(2 * _EXCHANGE_S)
 
-    def hears_within(self, seconds: float) -> bool:
-        """Return whether this process is to stop, or hears of it in some seconds."""
+    def requested_within(self, seconds: float) -> bool:
+        """Return whether a stop is requested now or within some seconds."""
         end = time.monotonic() + seconds
-        # By short waits: outside `in_time` no thread wakes this one after a signal.
-        while not self.asked and (left := end - time.monotonic()) > 0:
-            if self._heard.wait(min(left, _POLL_S)):
+        # Poll: outside `enforced` no thread sets the event after a signal.
+        while not self.requested and (remaining := end - time.monotonic()) > 0:
+            if self._wake.wait(min(remaining, _POLL_S)):
                 break
-        return self.asked
+        return self.requested
 
     def save(self) -> TrainResult | None:
-        """Save a checkpoint of the last whole step, and let no other step begin.
+        """Save a checkpoint of the last complete step, and prevent further steps.
 
         Returns:
-            How the training ended; None where there is nothing to save, or where that has failed
-            or takes too long, as with a device that waits for another process.
+            The result of the training; None if there is nothing to save, or if saving failed or
+            takes too long, for example on a device that waits for another process.
         """
         thread = threading.Thread(target=self._rescue, name="saving", daemon=True)
         thread.start()
@@ -203,40 +202,41 @@ class Stopping:
         return self._saved
 
     def _rescue(self) -> None:
-        self.whole.acquire()
-        if self.rescue is None or self.left:
+        # The lock is never released.
+        self.consistent.acquire()
+        if self.rescue is None or self.leaving:
             return
         try:
             self._saved = self.rescue()
-        except Exception as error:  # noqa: BLE001 - told where the process ends
-            self.fault = error
+        except Exception as error:  # noqa: BLE001 - reported when the process ends
+            self.error = error
 
     def _listen(self, receiver: socket.socket) -> None:
         with receiver:
             while numbers := receiver.recv(64):
                 for number in numbers:
                     if number in _NUMBERS:
-                        self._note(number)
-                        self._heard.set()
+                        self._request(number)
+                        self._wake.set()
 
-    def _leave_in_time(self) -> None:
-        self._heard.wait()
-        if not self.asked:
+    def _end_in_time(self) -> None:
+        self._wake.wait()
+        if not self.requested:
             return
-        if not self._over.wait(_GRACE_S if self.rescue else _GRACE_BEFORE_S):
+        if not self._ended.wait(_GRACE_S if self.rescue else _GRACE_BEFORE_S):
             saved = self.save()
-            if not (self.left and self._over.wait(_END_S)):
-                if not self.left:
-                    self.tell(saved)
-                _end_process(1 if self.fault else self.code)
-        # The main thread is on its way out; stopped workers, or servers, may hang it there.
+            if not (self.leaving and self._ended.wait(_END_S)):
+                if not self.leaving:
+                    self.on_exit(saved)
+                _end_process(1 if self.error else self.code)
+        # The main thread is exiting, but suspended workers or servers may block it.
         threading.main_thread().join()
         time.sleep(_END_S)
         _end_process(self.code)
 
 
 def _end_process(code: int) -> None:
-    """End this process at once, and its children, which may be stopped or hang in a read."""
+    """End this process and its children at once, even if they are suspended or blocked."""
     for stream in (sys.stdout, sys.stderr):
         stream.flush()
     for each in multiprocessing.active_children():
@@ -244,19 +244,19 @@ def _end_process(code: int) -> None:
     os._exit(code)
 
 
-def _leave_signals_to_the_parent() -> None:
-    """Take the handlers of `Stopping` from a forked child, whose signals are not its parent's."""
-    ours = [
+def _reset_signals_in_child() -> None:
+    """Remove the handlers of `Stopping` in a forked child."""
+    numbers = [
         number
         for number in _NUMBERS
         if isinstance(getattr(signal.getsignal(number), "__self__", None), Stopping)
     ]
-    for number in ours:
-        # A terminal sends Ctrl-C to all processes of a command.
+    for number in numbers:
+        # A terminal sends Ctrl-C to all processes of a command; the parent ends its children.
         signal.signal(number, signal.SIG_IGN if number == signal.SIGINT else signal.SIG_DFL)
-    if ours:
+    if numbers:
         signal.set_wakeup_fd(-1)
 
 
 if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_leave_signals_to_the_parent)
+    os.register_at_fork(after_in_child=_reset_signals_in_child)

@@ -1,4 +1,4 @@
-"""How a training is recorded: metrics files, TensorBoard, run.json, and Weights & Biases."""
+"""Record a training: metrics files, TensorBoard, run.json, and Weights & Biases."""
 
 import json
 import logging
@@ -28,7 +28,7 @@ from pipelines.training.recipes import TrainConfig
 from pipelines.training.state import TrainState
 
 PROJECT = "pixmix"
-"""Where WANDB_PROJECT names no other."""
+"""Project in Weights & Biases if WANDB_PROJECT is not set."""
 
 log = logging.getLogger(__name__)
 
@@ -37,8 +37,8 @@ log = logging.getLogger(__name__)
 
 
 def write_metrics(out: Path, history: list[dict[str, Any]]) -> None:
-    """Write a record per epoch, as metrics.jsonl and metrics.csv, whole or not at all."""
-    # JSON has no NaN: a loss that is not finite is null.
+    """Write the records of all epochs to metrics.jsonl and metrics.csv, atomically."""
+    # JSON cannot hold NaN or infinity, so a nonfinite loss is null.
     lines = "".join(
         json.dumps({name: _finite(value) for name, value in record.items()}) + "\n"
         for record in history
@@ -61,7 +61,7 @@ def _cell(value: object) -> str:
 
 
 def log_to_tensorboard(out: Path, record: Mapping[str, Any]) -> None:
-    """Write an epoch's numbers for TensorBoard into OUT/tensorboard, where it is installed."""
+    """Write the record of an epoch to OUT/tensorboard if TensorBoard is installed."""
     try:
         from torch.utils.tensorboard import SummaryWriter
     except ImportError:
@@ -73,11 +73,11 @@ def log_to_tensorboard(out: Path, record: Mapping[str, Any]) -> None:
 
 
 def metrics_in_words(record: Mapping[str, Any], epochs: int | None = None) -> str:
-    """Return an epoch's record as words, for a log.
+    """Return the record of an epoch as a line for a log.
 
     Args:
         record: a line of metrics.jsonl.
-        epochs: of the whole training; None to leave it out.
+        epochs: number of epochs of the training; None to leave it out.
     """
     errors = [
         f"{name.replace('_', ' ')} {100 * record[name]:.2f} %"
@@ -96,20 +96,23 @@ def metrics_in_words(record: Mapping[str, Any], epochs: int | None = None) -> st
 def recorded_session(
     config: TrainConfig, processes: Processes, state: TrainState, on_start: Callable[[], None]
 ) -> Iterator[SessionState]:
-    """Keep OUT/run.json for the time of a run, in the first process.
+    """Write OUT/run.json at the start and at the end of the block, in the first process.
 
     Args:
-        config: of the training.
+        config: configuration of the training.
         processes: this process among the others.
-        state: as it starts; what run.json says at the end is read from it.
-        on_start: called when run.json is written.
+        state: state of the training, read again at the end.
+        on_start: called when run.json has been written for the first time.
+
+    Yields:
+        The part of run.json that is written at the end.
     """
     ending = SessionState(state.step)
     if not processes.first:
         yield ending
         return
     if state.history:
-        # Which a damaged folder may have lost; the checkpoint has not.
+        # The files may be lost or damaged; the checkpoint holds the history.
         write_metrics(config.out, state.history)
     settings = _settings(config, state)
     with recorded(config.out, settings, ending, world_size=processes.world.size):
@@ -126,10 +129,10 @@ def _settings(config: TrainConfig, state: TrainState) -> Settings:
     Raises:
         OSError: if the file of the initial weights cannot be read.
     """
-    sets = {"train": config.train, "validation": config.validation, "test": config.test}
+    datasets = {"train": config.train, "validation": config.validation, "test": config.test}
     return Settings(
         recipe=config.recipe.to_json(),
-        data={use: _data(each.shards) for use, each in sets.items() if each is not None},
+        data={use: _data(each.shards) for use, each in datasets.items() if each is not None},
         mixing_set=_mixing_set(config, state.loader.mixing_fingerprint),
         weights=_weights(config, state.network.pretrained, resumed=state.resumed),
     )
@@ -144,14 +147,14 @@ def _data(shards: ShardSet) -> DataFacts:
 def _mixing_set(config: TrainConfig, fingerprint: str | None) -> MixingFacts | None:
     if fingerprint is None:
         return None
-    given = config.mixing_set
-    several = given if isinstance(given, list | tuple) else [given]
-    locations = tuple(str(each) for each in several if isinstance(each, str | Path))
+    mixing_set = config.mixing_set
+    parts = mixing_set if isinstance(mixing_set, list | tuple) else [mixing_set]
+    locations = tuple(str(each) for each in parts if isinstance(each, str | Path))
     return MixingFacts(locations=locations, fingerprint=fingerprint)
 
 
 def _weights(config: TrainConfig, pretrained: str | None, *, resumed: bool) -> WeightsFacts | None:
-    """Return what the first session started from; of a resumed run, run.json says it."""
+    """Return the initial weights of the first session; for a resumed run read from run.json."""
     if pretrained is not None:
         name = f"torchvision {config.recipe.model} {pretrained}"
         return WeightsFacts(location=name, sha256=None)
@@ -159,7 +162,7 @@ def _weights(config: TrainConfig, pretrained: str | None, *, resumed: bool) -> W
         try:
             record = read_run_record(config.out)
         except (PipelineError, OSError):
-            # It is renamed, or ends the run, where the session is written into it.
+            # Writing the session later renames the damaged file, or raises.
             record = None
         unknown = WeightsFacts(location="unknown", sha256=None)
         return unknown if record is None else record.settings.weights
@@ -172,17 +175,17 @@ def _weights(config: TrainConfig, pretrained: str | None, *, resumed: bool) -> W
 
 
 class WandbRun:
-    """The run of a training in Weights & Biases: its settings, and a logged step per epoch.
+    """A run in Weights & Biases with the settings of a training and a logged step per epoch.
 
-    Only what run.json and metrics.jsonl hold is sent: no console output, no code, no host name. A
-    resumed training continues its run, whose name and id are those of OUT/run.json.
+    Only the content of run.json and metrics.jsonl is sent: no console output, code or host name. A
+    resumed training continues its run; name and id are those of OUT/run.json.
     """
 
     def __init__(self, out: Path) -> None:
         """Import wandb; `begin` starts the run.
 
         Args:
-            out: the folder of the training.
+            out: folder of the training.
 
         Raises:
             PipelineError: if wandb is not installed.
@@ -193,10 +196,10 @@ class WandbRun:
         self.finished = False
 
     def begin(self) -> None:
-        """Start the run, or continue it; OUT/run.json exists.
+        """Start or continue the run; OUT/run.json must exist.
 
         Raises:
-            PipelineError: if wandb refuses it, as without a key or a network.
+            PipelineError: if wandb rejects the run, for example without a key or a network.
         """
         record = read_run_record(self._out)
         assert record is not None
@@ -215,7 +218,7 @@ class WandbRun:
                     "hardware": msgspec.to_builtins(session.hardware),
                 },
                 settings=self._wandb.Settings(
-                    # A command line may hold secrets, which are masked in run.json.
+                    # The command line may contain secrets, which run.json masks.
                     x_disable_meta=True,
                     x_disable_machine_info=True,
                     disable_git=True,
@@ -230,14 +233,14 @@ class WandbRun:
             ) from error
 
     def epoch(self, record: Mapping[str, Any]) -> None:
-        """Log the record of an epoch; an error of wandb is a warning, and training continues."""
+        """Log the record of an epoch; an error of wandb is only logged as a warning."""
         try:
             self._run.log(dict(record), step=record["step"])
         except self._wandb.Error as error:
             log.warning("--wandb: epoch %d was not logged: %s", record["epoch"], error)
 
     def end(self) -> None:
-        """End the run: a success if `finished` was set."""
+        """End the run, as a success if `finished` is set."""
         if self._run is not None:
             self._run.finish(exit_code=0 if self.finished else 1)
 
@@ -259,11 +262,11 @@ def import_wandb() -> Any:  # noqa: ANN401
 
 @contextmanager
 def tracked(out: Path, *, wandb: bool) -> Iterator[WandbRun | None]:
-    """Yield the run of a training in Weights & Biases, or None.
+    """Yield the run of a training in Weights & Biases, or None without it.
 
     Args:
-        out: the folder of the training.
-        wandb: whether to log there.
+        out: folder of the training.
+        wandb: whether to log to Weights & Biases.
 
     Raises:
         PipelineError: if wandb is not installed.
