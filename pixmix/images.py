@@ -20,7 +20,7 @@ _MOST_PIXELS = 2**31 - 1
 
 
 def find_image_key(sample: Sequence[object] | Mapping[object, object]) -> object:
-    """Return the index or key of what looks like an image in a sample of a dataset, else 0."""
+    """Return the index or key of the image in a sample of a dataset, or 0 if it is not found."""
     pairs = sample.items() if isinstance(sample, Mapping) else enumerate(sample)
     # PIL images have no ndim, and a label has no `mode`.
     looks = (
@@ -230,8 +230,8 @@ def pack_mixing_set(mixing_set: object) -> PackedImages:
         return PackedImages.pack([])
     if isinstance(mixing_set, Mapping | str) or not isinstance(mixing_set, Iterable):
         raise TypeError(
-            f"mixing_set is {type(mixing_set).__name__}; pass what open_mixing_set returns, a list "
-            "of uint8 images, or None"
+            f"mixing_set is {type(mixing_set).__name__}; pass the result of open_mixing_set, a "
+            "list of uint8 images, or None"
         )
     return PackedImages.pack(mixing_set)
 

@@ -323,7 +323,7 @@ def _span(slope, shift, constant, low, high, width):
 
 @inlined_kernel
 def _pixel_beside_the_edge(source, x, y, height, width, target, place):
-    """Sample at (x, y), where whole numbers are centers, with taps clamped to the image."""
+    """Sample at (x, y), in units in which pixel centers are whole, with taps clamped."""
     left, top = intp(math.floor(x)), intp(math.floor(y))
     dx, dy = x - float64(left), y - float64(top)
     right, bottom = min(left + 1, width - 1), min(top + 1, height - 1)

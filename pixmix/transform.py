@@ -253,9 +253,9 @@ class PixMix(nn.Module):
                 stacklevel=2,
             )
 
-    def _mix(self, given: object, key: tuple[int, int, int]) -> torch.Tensor:
+    def _mix(self, source: object, key: tuple[int, int, int]) -> torch.Tensor:
         """Mix an image by a key."""
-        image = _as_array(given, "the image")
+        image = _as_array(source, "the image")
         seed, epoch, index = key
         index = check_whole("index", index, 0, INDEX_LIMIT - 1)
         size = (image.shape[0], image.shape[1])

@@ -1,6 +1,6 @@
-"""A web server for files whose log says who got what: python file_server.py FOLDER PORT LOG.
+"""A web server for files that logs its responses: python file_server.py FOLDER PORT LOG.
 
-The log has nginx's place where nginx is not installed: lines of "address status bytes path".
+nginx is used if it is installed. Both write lines of "address status bytes path".
 """
 
 import functools
@@ -19,8 +19,8 @@ daemon off; master_process off; worker_processes 1; user root;
 pid {work}/nginx.pid; error_log {work}/error.log;
 events {{ worker_connections 256; }}
 http {{
-    log_format told '$remote_addr $status $body_bytes_sent $uri';
-    access_log {log} told;
+    log_format responses '$remote_addr $status $body_bytes_sent $uri';
+    access_log {log} responses;
     client_body_temp_path {work}/a; proxy_temp_path {work}/b; fastcgi_temp_path {work}/c;
     uwsgi_temp_path {work}/d; scgi_temp_path {work}/e;
     server {{ listen {port}; root {folder}; }}
@@ -30,7 +30,14 @@ http {{
 
 @contextmanager
 def served(folder: Path, port: int, work: Path, before: Sequence[str] = ()) -> Iterator[Path]:
-    """Serve a folder while the block runs; gives the log. before: words before the command."""
+    """Serve a folder while the block runs, and yield the log.
+
+    Args:
+        folder: the folder.
+        port: port of the server.
+        work: folder for the log and the files of nginx.
+        before: words before the command of the server, as in ("ip", "netns", "exec", NAME).
+    """
     log = work / "access.log"
     if shutil.which("nginx") is not None:
         text = CONFIGURATION.format(work=work, log=log, port=port, folder=folder)
@@ -48,14 +55,14 @@ def served(folder: Path, port: int, work: Path, before: Sequence[str] = ()) -> I
 
 
 def _wait_for(port: int, before: Sequence[str]) -> None:
-    """Wait until somebody listens, asked where the server runs."""
-    ask = f"import socket; socket.create_connection(('127.0.0.1', {port}), 1)"
+    """Wait until the server listens; the connection is made where the server runs."""
+    connect = f"import socket; socket.create_connection(('127.0.0.1', {port}), 1)"
     for _ in range(100):
-        asked = subprocess.run([*before, sys.executable, "-c", ask], capture_output=True)
-        if asked.returncode == 0:
+        done = subprocess.run([*before, sys.executable, "-c", connect], capture_output=True)
+        if done.returncode == 0:
             return
         time.sleep(0.1)
-    raise TimeoutError(f"nobody listens at port {port}")
+    raise TimeoutError(f"no server listens at port {port}")
 
 
 def downloads(log: Path, address: str) -> dict[str, list[int]]:

@@ -1,4 +1,4 @@
-"""Folders in ImageNet's layouts, with images whose colour tells their class."""
+"""Folders in ImageNet's layouts, whose images have a color for each class."""
 
 from collections.abc import Sequence
 from pathlib import Path

@@ -176,7 +176,7 @@ def test_verify_exits_with_0_for_a_good_set_and_1_for_a_damaged_one(
     bad = run("verify", str(damaged))
     assert (bad.exit_code, bad.stdout.count("\n")) == (1, 1)
     assert "1 fault" in bad.stdout
-    assert "images/00000002.jpg is not the file" in bad.stdout
+    assert "images/00000002.jpg has changed" in bad.stdout
 
 
 def test_verify_reports_missing_settings_in_one_line(small_set: Path, tmp_path: Path) -> None:

@@ -232,7 +232,7 @@ def test_the_indexed_job_generates_a_set_and_the_job_after_it_merges_it(
         pod = [*small, "--out", out, "--num-tasks", "3", *SMALL_SHARDS]
         made = CliRunner().invoke(gen.main, pod)
         assert made.exit_code == 0, made.output
-        assert f"task {index} of 3, by JOB_COMPLETION_INDEX" in made.stderr
+        assert f"task {index} of 3, from JOB_COMPLETION_INDEX" in made.stderr
     merged = CliRunner().invoke(gen.main, ["merge", out])
     assert merged.exit_code == 0, merged.output
     assert tree(Path(out)) == alone

@@ -163,7 +163,7 @@ def test_channels_and_directions_are_optimized_in_one_batch() -> None:
     # Activations may be on another device than the random draws.
     elsewhere = recipe_objective(recipes, 6)({"a": torch.empty((3, 6, 4, 4), device="meta")})
     assert elsewhere.device == torch.device("meta")
-    with pytest.raises(ValueError, match="recipes of the layers a, b; give those of one"):
+    with pytest.raises(ValueError, match="recipes of different layers: a, b"):
         recipe_objective([base, replace(base, layer="b")], 6)
 
 
@@ -343,7 +343,7 @@ def test_a_dataset_of_custom_weights_is_verified_only_with_them(tmp_path: Path) 
     assert "these have" in wrong.stderr
     none = run("verify", folder, *trusted)
     assert none.exit_code == 1
-    assert "networks:tiny has no trained weights here" in none.stderr
+    assert "networks:tiny has no trained weights" in none.stderr
     # Files alone are checked without the network.
     assert run("verify", folder, "--regenerate", "0", *trusted).exit_code == 0
 
@@ -359,7 +359,7 @@ def test_a_manifest_cannot_run_code(small_set: Path, tmp_path: Path) -> None:
     for more in ((), ("--model", "os:getcwd")):
         result = run("verify", str(folder), *more)
         assert (result.exit_code, result.stderr.count("\n")) == (1, 1)
-        assert "if you trust it, repeat it: --model os:abort" in result.stderr
+        assert "if you trust it, pass --model os:abort" in result.stderr
 
 
 def test_random_weights_must_be_allowed_and_are_recorded(tmp_path: Path) -> None:
@@ -367,7 +367,7 @@ def test_random_weights_must_be_allowed_and_are_recorded(tmp_path: Path) -> None
                  "30", "--jobs", "1", "--model", "networks:tiny")  # fmt: skip
     refused = run(*arguments)
     assert (refused.exit_code, refused.stderr.count("\n")) == (1, 1)
-    assert "has no trained weights here" in refused.stderr
+    assert "has no trained weights" in refused.stderr
     assert not (tmp_path / "set").exists()
     assert run(*arguments, "--random-weights").exit_code == 0
     assert records(tmp_path / "set")[0]["weights_sha256"] == "random"
@@ -433,7 +433,7 @@ def test_a_layer_with_only_flat_images_is_reported(monkeypatch: pytest.MonkeyPat
         steps=1,
     )  # fmt: skip
     with pytest.raises(
-        PipelineError, match=r"image 0 came out flat 8 times: layer stem of .*steps"
+        PipelineError, match=r"image 0 was flat in 8 attempts: layer stem of .*steps"
     ):
         list(generator.generate(range(1)))
 

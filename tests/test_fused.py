@@ -445,7 +445,7 @@ def test_invalid_arguments_are_rejected_with_a_remedy(
         ({"n_threads": 1.5}, "n_threads is 1.5; pass"),
         ({"crop": 20}, r"crop is 20; pass \(height, width\)"),
         ({"crop": (20.0, 13)}, "crop's height is 20.0; pass"),
-        ({"mixing_set": {"a": IMAGES[0]}}, "mixing_set is dict; pass what open_mixing_set returns"),
+        ({"mixing_set": {"a": IMAGES[0]}}, "mixing_set is dict; pass the result of open_"),
         ({"mixing_set": 5}, "mixing_set is int; pass"),
         ({"settings": {"k": 4}}, "settings is dict; pass PixMixSettings"),
         ({"out": np.empty((4, 3, 20, 13), np.float32)}, "pass a plain tensor of torch.float32"),

@@ -255,5 +255,5 @@ def test_a_cache_that_is_always_emptied_is_an_error(
     monkeypatch.setattr(Download, "finish", empty_and_finish)
     content = (folder / "set" / "set-0000.tar").read_bytes()
     sha256 = hashlib.sha256(content).hexdigest()
-    with pytest.raises(PipelineError, match="was removed .* while"):
+    with pytest.raises(PipelineError, match=r"was removed .* while"):
         fetch(server.url("set/set-0000.tar"), sha256=sha256, n_bytes=len(content), cache=cache)

@@ -1,4 +1,4 @@
-"""Images do not depend on the CPU: two builds of all kernels give the same hashes."""
+"""Images do not depend on the CPU: two builds of all kernels compute the same hashes."""
 
 from pathlib import Path
 

@@ -159,7 +159,7 @@ def test_checkpoints_of_the_reference_are_read(
 
 
 def test_cifar_networks_need_a_weights_file() -> None:
-    with pytest.raises(PipelineError, match="wrn_10_2 comes without trained weights; name a file"):
+    with pytest.raises(PipelineError, match="wrn_10_2 comes without trained weights"):
         open_trained("wrn_10_2", None, random_weights=False)
     first = open_trained("wrn_10_2", None, random_weights=True)
     open_trained.cache_clear()

@@ -103,7 +103,8 @@ def test_without_ray_the_error_names_the_extra(
     result = run("fractals", "--n", 1, "--out", tmp_path / "set", "--ray")
     assert (result.exit_code, result.stderr) == (
         1,
-        "Error: --ray needs pixmix[cluster]; run pip install 'pixmix[cluster]'\n",
+        "Error: --ray needs Ray, which is not installed; run pip install 'pixmix[cluster]' (in a "
+        "clone: pip install '.[cluster]')\n",
     )
 
 

@@ -14,7 +14,7 @@ ROOT = Path(__file__).parent.parent
 SMALL = ("--n", "4", "--size", "24x16", "--samples-per-pixel", "4", "--jobs", "1")
 
 ALLOWED = {
-    "demo.py", "evaluation/folders.py", "generate/ray.py",
+    "cli/demo.py", "evaluation/folders.py", "generate/ray.py",
     "provenance.py", "system/process_group.py", "system/processes.py",
 }  # fmt: skip
 """Modules that read by name only files of the system, of the package or of their own."""

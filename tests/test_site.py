@@ -87,7 +87,7 @@ def test_every_public_name_is_documented(site: Path) -> None:
 
 
 def loaded_addresses(page: str) -> Iterator[str]:
-    """Yield the addresses that a browser loads with a page; links that a reader follows are none."""
+    """Yield the addresses that a browser loads with a page, without links to follow."""
     for tag in re.findall(r"<(?:script|link|img|iframe|source|video|object)\b[^>]*>", page):
         if 'rel="canonical"' not in tag:
             yield from re.findall(r"""(?:src|href|data|srcset)=["']([^"']+)""", tag)

@@ -20,7 +20,7 @@ import click
 
 from pipelines.cli.help_pages import Command, example, option
 from pipelines.cli.options import command_options, one_line_errors, say
-from pipelines.errors import PipelineError
+from pipelines.errors import PipelineError, install_extra
 from pixmix.commands import MODULES
 
 if TYPE_CHECKING:
@@ -84,7 +84,7 @@ def check_extras() -> None:
     missing = [extra for module, extra in _NEEDED.items() if find_spec(module) is None]
     if missing:
         raise PipelineError(
-            f"the extras {', '.join(missing)} are not installed; run pip install 'pixmix[demo]'"
+            f"the extras {', '.join(missing)} are not installed; run {install_extra('demo')}"
         )
 
 

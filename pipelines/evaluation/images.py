@@ -13,7 +13,7 @@ from typing import Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from pipelines.errors import PipelineError
+from pipelines.errors import PipelineError, install_extra
 from pipelines.evaluation.folders import Notices, unreadable
 from pipelines.loading.dataset import SampleError, ShardDataset, decode_image
 from pipelines.shards.format import ShardSet
@@ -240,7 +240,7 @@ def read_frames(path: Path, transform: ResizeCrop) -> NDArray[np.uint8]:
         import av
     except ImportError as error:
         raise PipelineError(
-            "videos need PyAV, which is not installed; run pip install 'pixmix[video]'"
+            f"videos need PyAV, which is not installed; run {install_extra('video')}"
         ) from error
     frames: list[NDArray[np.uint8]] = []
     try:

@@ -13,7 +13,7 @@ import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
-from pipelines.errors import PipelineError
+from pipelines.errors import PipelineError, install_extra
 from pipelines.evaluation.corruptions import CLASSES_FILE, CORRUPTIONS, SEVERITIES
 from pipelines.evaluation.data import EvaluationData
 from pipelines.evaluation.folders import (
@@ -75,7 +75,7 @@ def make_corrupted(
             from imagecorruptions import corrupt
     except ImportError as error:
         raise PipelineError(
-            "corruptions need imagecorruptions-imaug; run pip install 'pixmix[corruptions]'"
+            f"corruptions need imagecorruptions-imaug; run {install_extra('corruptions')}"
         ) from error
     test = data.require_test()
     if data.side < _SMALLEST:

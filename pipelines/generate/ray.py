@@ -22,7 +22,7 @@ from itertools import islice
 from pathlib import Path
 from typing import Any, TypeVar
 
-from pipelines.errors import PipelineError
+from pipelines.errors import PipelineError, install_extra
 from pipelines.system.processes import ONE_THREAD, RunChunks
 
 _MAX_RETRIES = 16
@@ -214,7 +214,7 @@ def _import_ray() -> Any:  # noqa: ANN401, an untyped and optional module
         import ray
     except ImportError as error:
         raise PipelineError(
-            "--ray needs pixmix[cluster]; run pip install 'pixmix[cluster]'"
+            f"--ray needs Ray, which is not installed; run {install_extra('cluster')}"
         ) from error
     return ray
 

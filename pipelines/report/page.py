@@ -18,7 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageFont
 
-from pipelines.errors import PipelineError
+from pipelines.errors import PipelineError, install_extra
 from pipelines.system.files import printable, write_file
 from pipelines.text_table import BEST
 
@@ -261,7 +261,7 @@ def check_plotting() -> None:
     """
     if find_spec("matplotlib") is None:
         raise PipelineError(
-            "a plot needs matplotlib, which is not installed; run pip install 'pixmix[viz]'"
+            f"a plot needs matplotlib, which is not installed; run {install_extra('viz')}"
         )
 
 

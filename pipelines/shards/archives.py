@@ -28,7 +28,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from pipelines.datasets import Dataset, dataset_named
-from pipelines.errors import PipelineError
+from pipelines.errors import PipelineError, install_extra
 from pipelines.shards.images import (
     MAX_FILE_BYTES,
     MAX_PIXELS,
@@ -438,7 +438,7 @@ def _read_digits(dataset: Dataset, _path: Path | None, split: Split) -> Arrays:
     except ImportError as error:
         raise PipelineError(
             f"the dataset {dataset.name} comes with scikit-learn, which is not installed; run "
-            "pip install 'pixmix[digits]'"
+            f"{install_extra('digits')}"
         ) from error
     digits = load_digits()
     chosen = (np.arange(len(digits.target)) % 5 == 4) == (split == "test")

@@ -15,6 +15,8 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, BinaryIO, Literal
 
+from pipelines.errors import install_extra
+
 SCHEMES = ("s3", "gs", "az")
 
 BUSY = frozenset({408, 425, 429, 500, 502, 503, 504})
@@ -127,7 +129,7 @@ def store_failure(error: Exception) -> Failure:
     status = re.search(r"status code: (\d{3})( [A-Z][A-Za-z -]*)?", words)
     busy = status is not None and int(status[1]) in BUSY
     if not busy and any(request in first for request in _CREDENTIAL_REQUESTS):
-        remedy = "" if find_spec("boto3") else "; profiles of ~/.aws need pip install 'pixmix[s3]'"
+        remedy = "" if find_spec("boto3") else f"; profiles of ~/.aws need {install_extra('s3')}"
         return Failure(f"no credentials in the environment{remedy}", "denied")
     if "configured region" in first:
         return Failure("the bucket is in another region; set AWS_REGION", "refused")

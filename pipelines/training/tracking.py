@@ -11,7 +11,7 @@ from typing import Any
 
 import msgspec
 
-from pipelines.errors import PipelineError
+from pipelines.errors import PipelineError, install_extra
 from pipelines.provenance import (
     DataFacts,
     MixingFacts,
@@ -252,7 +252,7 @@ def import_wandb() -> Any:  # noqa: ANN401
         import wandb
     except ImportError as error:
         raise PipelineError(
-            "--wandb: wandb is not installed; run pip install 'pixmix[wandb]'"
+            f"--wandb: wandb is not installed; run {install_extra('wandb')}"
         ) from error
     return wandb
 
