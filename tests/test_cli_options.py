@@ -74,7 +74,6 @@ def test_a_url_in_place_of_a_folder_is_rejected_with_a_remedy(
         (train.main, "digits --out run --no-mixing-set --epochs ten", "is not a whole number"),
         (train.main, "digits --out run --no-mixing-set --learning-rate 0,1", "is not a number"),
         (train.main, "digits --out run --no-mixing-set --learning-rate nan", "is not finite"),
-        (train.main, "digits --out run --no-mixing-set --device gpu", "use auto, cpu, cuda"),
         (train.main, "digits --out run --no-mixing-set --resume x.pt", "use --weights x.pt"),
         (train.main, "digits --out run --no-mixing-set --augment mixup", "not one of 'none'"),
         (train.main, "digits --out run --augment augmix --k 3", "--k has no effect"),

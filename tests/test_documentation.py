@@ -1,4 +1,4 @@
-"""The pages say what the files and the packages have."""
+"""The documentation agrees with the files that are written and with the packages."""
 
 import json
 import re
@@ -32,7 +32,7 @@ NAMED = set(re.findall(r"`([^`\s]+)`", FORMATS))
 
 
 def keys(document: Any) -> Iterator[str]:  # noqa: ANN401
-    """The keys of a JSON document and of all that it holds."""
+    """Yield the keys of a JSON document and of everything in it."""
     if isinstance(document, dict):
         for key, value in document.items():
             yield key
