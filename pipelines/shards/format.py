@@ -33,7 +33,7 @@ from pipelines.system.files import (
     read_regular,
     sha256,
     write_file,
-)  # fmt: skip
+)
 from pipelines.system.untrusted import open_array
 
 SAMPLE = np.dtype([("shard", "<u4"), ("size", "<u4"), ("offset", "<u8"), ("label", "<i4")])

@@ -302,27 +302,27 @@ def fetch(
         verified_once(path, sha256, path.stat().st_size if n_bytes is None else n_bytes, cache)
         reserved()
         return HeldFile(path)
-    # Before the cache is used, so that a refused address is always refused.
+    # Check first: a forbidden address is refused even if the cache has its file.
     check_address(url, access)
     content = Content(sha256=sha256, n_bytes=n_bytes, max_bytes=max_bytes)
     losses = 0
     while True:
         try:
-            place = cache.begin(sha256, n_bytes, stop, max_bytes=max_bytes)
+            found = cache.begin(sha256, n_bytes, stop, max_bytes=max_bytes)
             reserved()
-            if isinstance(place, Download):
+            if isinstance(found, Download):
                 try:
-                    download(url, place.file, content, access=access, stop=stop)
-                    place.finish()
+                    download(url, found.file, content, access=access, stop=stop)
+                    found.finish()
                 except BaseException:
-                    place.leave(keep=True)
+                    found.leave(keep=True)
                     raise
-                remember(place.whole, sha256, cache)
-            elif checked_sha256(place.path, place.path.stat().st_size, cache) == sha256:
-                return place
+                remember(found.whole, sha256, cache)
+            elif checked_sha256(found.path, found.path.stat().st_size, cache) == sha256:
+                return found
             else:
-                _log.warning("%s is damaged; it is downloaded again", place.path)
-                place.discard()
+                _log.warning("%s is damaged; it is downloaded again", found.path)
+                found.discard()
         except FileNotFoundError as error:
             losses += 1
             if losses == _MAX_LOSSES:

@@ -60,7 +60,7 @@ class Listing:
     def fingerprint(self, indices: Iterable[int]) -> str:
         """Return a hash of the indices, names, sizes and times of some items.
 
-        Files that were made from the items are made again when it differs.
+        Shards and scans of these items are made again when the hash differs.
         """
         digest = hashlib.sha256()
         for index in indices:
@@ -213,7 +213,7 @@ class ShardRequest:
                 "on_nonstandard": self.on_nonstandard,
                 "on_decode_error": self.on_decode_error,
             }
-            # Present only if true, so that the manifests of other sets stay as they were.
+            # Present only if true, so that the manifests of other sets do not change.
             if self.exif_transpose:
                 settings |= {"exif_transpose": True}
             if self.on_nonstandard == "convert" or self.exif_transpose:

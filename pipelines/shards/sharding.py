@@ -39,10 +39,7 @@ from pipelines.shards.format import (
     parse_manifest,
     read_index,
 )
-from pipelines.shards.images import (
-    DecodeError,
-    unusable_file,
-)
+from pipelines.shards.images import DecodeError, unusable_file
 from pipelines.shards.job import ALONE, Job, Request, inspect, run_locked, store_errors
 from pipelines.shards.output import DONE, READERS, Folder, OutputStore, task_lock
 from pipelines.shards.request import (
@@ -67,11 +64,7 @@ from pipelines.shards.writer import (
     write_closing_files,
     write_tar,
 )
-from pipelines.system.files import (
-    new_file,
-    sha256,
-    write_file,
-)
+from pipelines.system.files import new_file, sha256, write_file
 from pipelines.system.processes import RunChunks
 from pipelines.system.progress import Progress
 from pixmix.images import open_map
@@ -374,8 +367,8 @@ def _refuse_other_source(request: ShardRequest, manifest: Manifest, listed: List
             newer = _changed_since(listing, request.store.finished_ns())
             named = f"; {listing[min(newer)].name} is newer" if newer else ""
             raise PipelineError(
-                f"{field}: {request.store.name} was made with {before}, and the files of the "
-                f"source now give {now}{named}; restore the source, or choose another output folder"
+                f"{field}: {request.store.name} was made with {before}, and the source "
+                f"now has {now}{named}; restore the source, or choose another output folder"
             )
 
 
@@ -423,7 +416,7 @@ def _check_contents(request: ShardRequest, opened: ShardSet) -> None:
         lines = map(json.loads, (request.store.read(SCAN_NAME) or b"").splitlines())
         skipped = {line["index"] for line in lines if line["category"] in request.skipped}
     kept = [index for index in range(len(listing)) if index not in skipped]
-    positions = {kept[place]: i for i, place in enumerate(shuffled(len(kept), request.seed))}
+    positions = {kept[position]: i for i, position in enumerate(shuffled(len(kept), request.seed))}
 
     def is_same(index: int) -> bool:
         if index in positions:

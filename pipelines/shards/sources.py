@@ -404,7 +404,7 @@ def _folder_items(root: Path) -> Iterator[Item]:
         parts = list(folder.relative_to(root).parts)
         if is_unfinished(folder):
             raise PipelineError(
-                f"{folder} is not finished; first run the command that started it again"
+                f"{folder} is not finished; first repeat the command that started it"
             )
         if MANIFEST_NAME in files and "metadata.jsonl" in files:
             folders.clear()
@@ -432,8 +432,8 @@ def _set_items(root: Path, folder: Path) -> Iterator[Item]:
         ) from error
     if status != "complete":
         raise PipelineError(
-            f"the status of {folder} is {status!r}, expected 'complete'; first run the command "
-            "that started it again"
+            f"the status of {folder} is {status!r}, expected 'complete'; first repeat the "
+            "command that started it"
         )
     with open_regular(records) as file:
         for number, line in enumerate(file, start=1):

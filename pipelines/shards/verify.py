@@ -32,10 +32,7 @@ from pipelines.shards.format import (
     read_manifest,
     write_index,
 )
-from pipelines.shards.images import (
-    DecodeError,
-    decode_rgb,
-)
+from pipelines.shards.images import DecodeError, decode_rgb
 from pipelines.shards.remote import RemoteFiles, open_set
 from pipelines.shards.tar import TAR_IMAGE_EXTENSIONS, Ignored, samples_of_tar
 from pipelines.shards.writer import export_faults, file_md5, read_side_file
@@ -276,7 +273,7 @@ def _decode(path: Path, shards: ShardSet, indices: NDArray[np.int64]) -> list[st
 
 # --- tars of another program ---------------------------------------------------------------------
 
-_MAKE_AGAIN = "copy the shards again, or run the command that made them again"
+_MAKE_AGAIN = "copy the shards again, or repeat the command that made them"
 
 
 @dataclass(frozen=True, kw_only=True)

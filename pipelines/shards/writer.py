@@ -132,7 +132,7 @@ def join_splits(store: OutputStore, splits: Sequence[str]) -> None:
                 joined[name] = info | {"filenames": files}
         except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
             raise PipelineError(
-                f"{store.name}/{file} is damaged; run the command that made it again"
+                f"{store.name}/{file} is damaged; repeat the command that made it"
             ) from error
     with store.writing() as folder:
         write_json(folder / TIMM_NAME, {"splits": joined})
