@@ -118,7 +118,7 @@ def gallery(sets: Path) -> Image.Image:
 
 
 def weights(n: int) -> list[tuple[NDArray[np.float32], NDArray[np.float32]]]:
-    """Return (a, b) of the first n draws towards the other image, and of the first n away from it."""
+    """Return (a, b) of the first n draws towards the other image, and of the first n away."""
     plan = draw_plan(
         np.arange(4 * n), seed=0, epoch=0, settings=PixMixSettings(k=1, beta=BETA), size=(1, 1),
         source_size=(1, 1), flip=False, views=1, n_mixing_images=1,

@@ -233,7 +233,7 @@ class _ImageFiles:
         ]
 
     def parse(self, item: int, line: bytes, sizes: Mapping[str, int]) -> tuple[bytes, int] | None:
-        """Return the line and its number of drafts; None if either the line or the file is damaged."""
+        """Return the line and its number of drafts; None if the line or the file is damaged."""
         try:
             record = msgspec.json.decode(line, type=Record)
         except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):

@@ -466,12 +466,14 @@ def _checked_status(path: Path, n_bytes: int) -> _Status:
     try:
         status = _status_of(path)
     except FileNotFoundError as error:
-        raise PipelineError(f"{path} is missing; copy it again, or make the set again") from error
+        raise PipelineError(
+            f"{path} is missing; copy it again, or make the dataset again"
+        ) from error
     if status[2] == n_bytes:
         return status
     raise PipelineError(
         f"{path} has {status[2]} bytes, expected {n_bytes} by the manifest; copy it again, or make "
-        "the set again"
+        "the dataset again"
     )
 
 

@@ -96,7 +96,7 @@ class ShardResult:
 
 
 def make_shards(request: ShardRequest, *, run: RunChunks, progress: Progress) -> ShardResult:
-    """Write a set of shards, resume it, or repair it if it lost files.
+    """Write a sharded dataset, resume it, or repair it if it lost files.
 
     Every byte depends on the source and the request alone, not on the number of processes or on
     interruptions.
@@ -108,7 +108,7 @@ def make_shards(request: ShardRequest, *, run: RunChunks, progress: Progress) ->
             and written is two steps.
 
     Raises:
-        PipelineError: if the store holds something else or a set with other settings, cannot be
+        PipelineError: if the store holds something else or a dataset with other settings, cannot be
             written, or is in use by another run; if the source is missing, damaged, or has files
             that the request does not allow; if disk or memory run out.
         KeyboardInterrupt: on Ctrl-C, after the current shards are written.
@@ -126,7 +126,7 @@ def make_shards(request: ShardRequest, *, run: RunChunks, progress: Progress) ->
                 manifest = _parsed(request, found.manifest)
                 _refuse_other_source(request, manifest, listed)
                 opened = None
-                # Done records are left if a run that repaired the set was killed.
+                # Done records are left if a run that repaired the dataset was killed.
                 if not _has_records(found.sizes):
                     opened = _open_complete(store, manifest, found.sizes)
                 if opened is not None:
@@ -245,7 +245,7 @@ class _SourceShards:
         return Request(settings=found.settings, versions=found.versions, n=len(found.shards))
 
     def is_complete(self, manifest: bytes, sizes: Mapping[str, int]) -> bool:
-        # While a set is repaired there are done records, and its manifest is the old one.
+        # While a dataset is repaired there are done records, and its manifest is the old one.
         parsed = _parsed(self.request, manifest)
         return not _has_records(sizes) and (
             _open_complete(self.request.store, parsed, sizes) is not None
@@ -335,11 +335,11 @@ class _SourceShards:
             )
 
 
-# --- a finished set whose command runs again -----------------------------------------------------
+# --- a finished dataset whose command runs again -------------------------------------------------
 
 
 def _parsed(request: ShardRequest, content: bytes) -> Manifest:
-    """Return the manifest of a finished set; refuse one that is damaged or of another program."""
+    """Return the manifest of a finished dataset; refuse a damaged or foreign one."""
     name = request.store.name
     try:
         return parse_manifest(content, f"{name}/{MANIFEST_NAME}")
@@ -355,7 +355,7 @@ def _has_records(sizes: Mapping[str, int]) -> bool:
 
 
 def _refuse_other_source(request: ShardRequest, manifest: Manifest, listed: Listed) -> None:
-    """Refuse a finished set whose source has other files.
+    """Refuse a finished dataset whose source has other files.
 
     Raises:
         PipelineError: if a setting that describes the files differs; it names the setting.
@@ -375,7 +375,7 @@ def _refuse_other_source(request: ShardRequest, manifest: Manifest, listed: List
 def _open_complete(
     store: OutputStore, manifest: Manifest, sizes: Mapping[str, int]
 ) -> ShardSet | None:
-    """Open a set that has all of its files; return None if one is missing or different."""
+    """Open a dataset that has all of its files; return None if one is missing or different."""
     # The sizes of tars are compared, and `pixmix-shard verify` hashes them.
     if any(sizes.get(shard.file) != shard.n_bytes for shard in manifest.shards):
         return None
@@ -393,7 +393,7 @@ def _open_complete(
 
 
 def _changed_since(listing: Listing, finished_ns: int) -> set[int]:
-    """Return the items whose files may have changed since a set was finished.
+    """Return the items whose files may have changed since a dataset was finished.
 
     A file that was copied or linked has a new time, and may have the same content.
     """

@@ -337,7 +337,7 @@ def samples_of_tar(
 
     Args:
         path: the tar.
-        number: number of the shard in its set.
+        number: number of the shard in its dataset.
         ignored: counts members of no sample, and samples without an image.
 
     Returns:
