@@ -35,8 +35,8 @@ if TYPE_CHECKING:
     from pipelines.shards.output import OutputStore
     from pipelines.system.processes import RunChunks
 
-# A copy of the names in encoding.ENCODERS, whose import would take half a second; a test compares
-# them.
+# A copy of the names in generate.generators.ENCODERS, whose import would take half a second; a test
+# compares them.
 FORMATS = ("jpg", "png", "webp")
 SHARD_SIZE = 1000
 
@@ -91,7 +91,7 @@ def output_options(n: int, name: str | None) -> Callable[[Runner], Runner]:
 
     Args:
         n: the default number of images.
-        name: of the dataset, None for the value of the command's --kind.
+        name: name of the dataset; None for the value of the command's --kind.
     """
 
     def decorate(command: Runner) -> Runner:
@@ -402,8 +402,8 @@ def describe_shards(
         )
     else:
         text += (
-            f"; shards {missing} are missing; run the command that started the dataset again, as "
-            f"one task or several, then pixmix-gen merge {name}"
+            f"; shards {missing} are missing; repeat the command that started the dataset, as one "
+            f"task or several, then pixmix-gen merge {name}"
         )
     return text, {
         "location": name,

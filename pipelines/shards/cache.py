@@ -277,7 +277,10 @@ class ShardCache:
         return descriptor
 
     def _make_room(self, n_bytes: int) -> None:
-        """Remove the least recently used files until a listed file of `n_bytes` has room."""
+        """Remove the least recently used files until a new file has room.
+
+        Its partial file is in the folder already, and its name holds `n_bytes`, so it is counted.
+        """
         if self.limit_bytes is not None and n_bytes > self.limit_bytes:
             raise CacheFullError(
                 f"the limit of the cache {self.folder} is {self.limit_bytes} bytes, too small for "
@@ -351,7 +354,9 @@ def checked_sha256(path: Path, n_bytes: int, cache: ShardCache) -> str:
                 stamp.parent.mkdir(parents=True, exist_ok=True)
                 stack.enter_context(folder_lock(stamp.with_name(f"{stamp.name[:2]}.lock")))
             except (OSError, PipelineError) as error:
-                _log.warning("%s: %s; the same files may be hashed more than once", cache, error)
+                _log.warning(
+                    "%s: %s; the same files may be hashed more than once", stamp.parent, error
+                )
             status = _checked_status(path, n_bytes)
             # Another process may have read it in the meantime.
             found = _read_stamp(stamp, status)
@@ -461,12 +466,14 @@ def _checked_status(path: Path, n_bytes: int) -> _Status:
     try:
         status = _status_of(path)
     except FileNotFoundError as error:
-        raise PipelineError(f"{path} is missing; copy it again, or make the set again") from error
+        raise PipelineError(
+            f"{path} is missing; copy it again, or make the dataset again"
+        ) from error
     if status[2] == n_bytes:
         return status
     raise PipelineError(
         f"{path} has {status[2]} bytes, expected {n_bytes} by the manifest; copy it again, or make "
-        "the set again"
+        "the dataset again"
     )
 
 

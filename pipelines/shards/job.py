@@ -7,12 +7,13 @@
 A run whose settings differ from the request is refused, and the error names the field. Items are
 cut into chunks; task t of T produces every T-th chunk. A process writes the files of a chunk, then
 its done record, whose name holds the hash of the request. A run produces the items of its share
-that have no valid record with files: so the same command resumes a killed run, and tasks share
-nothing but the store. When all items have records, these are joined into the files that close the
-job. The last task of an exclusive job does this, under a lock; other jobs are closed by a run of
-the whole job, or by `merge`. The same command repairs a closed job that lost files: the items that
-its manifest still describes become done records. A killed run may leave files without a record,
-never a record without its files; the same command produces these items again, byte for byte.
+that have no valid record, so the same command resumes a killed run, and tasks share nothing but the
+store. When all items have records, these are joined into the files that close the job. The last
+task of an exclusive job does this, under a lock; other jobs are closed by a run of the whole job,
+or by `merge`. The same command repairs a closed job that lost files: the items whose files still
+match the manifest get done records, and the others are produced again. A killed run may leave files
+without a record, never a record without its files; the same command produces these items again,
+byte for byte.
 """
 
 import json
@@ -71,7 +72,7 @@ class Request(msgspec.Struct, frozen=True, kw_only=True):
 
     @property
     def hash(self) -> str:
-        """16 hexadecimal digits that tie done records to a request; two may start at once."""
+        """16 hexadecimal digits that tie done records to a request: two runs may start at once."""
         versions = {name: each for name, each in self.versions.items() if name != "pixmix"}
         return sha256(json.dumps([self.settings, versions], sort_keys=True).encode())[:16]
 
@@ -349,7 +350,7 @@ def _is_complete(job: Job, found: _Found) -> bool:
 def _parts(sizes: Mapping[str, int], request_hash: str) -> list[tuple[range, str]]:
     """Return items and name of each done record of a request, in order of the items.
 
-    Of the records that begin with the same item the longest comes first: the others repair it.
+    Among records that begin with the same item the longest comes first; shorter ones repair it.
     """
     # Programs that synchronize folders leave files with other names.
     named = [each for each in map(_DONE_NAME.fullmatch, sizes) if each and each[3] == request_hash]
@@ -452,7 +453,7 @@ def _finish(job: Job, found: _Found, made: Sequence[range], *, closing: bool) ->
     """Close the job if `closing` and every item is done."""
     n = job.request.n
     result = partial(JobResult, n=n, made=tuple(made))
-    # Another run may have closed it, or produced again what it had lost.
+    # Another run may have closed it, or restored the files that it had lost.
     if _is_complete(job, found):
         return result(complete=True)
     if found.request is None:

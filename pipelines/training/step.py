@@ -26,10 +26,10 @@ from pipelines.training.tracking import write_metrics
 
 
 class Trainer:
-    """Take and save the steps of a training in one process, in agreement with the others.
+    """Take the steps of a training in one process and save checkpoints, together with the others.
 
-    A step is a function of the weights, the seed of the recipe and the step number: so are the
-    batches, and all other random numbers are drawn from (seed, step, rank). Therefore no random
+    A step depends only on the weights, the seed of the recipe and the step number: these determine
+    the batch, and all other random numbers are drawn from (seed, step, rank). Therefore no random
     state has to be saved.
 
     Attributes:
@@ -265,7 +265,7 @@ class Trainer:
     def save_alone(self) -> None:
         """Write a checkpoint of the last complete step from another thread, unless it is saved.
 
-        This process does not wait for the others: the epoch's losses lack their pending steps.
+        This process does not wait for the others, so the epoch's losses lack their pending steps.
         """
         if not self.processes.first or self.state.saved == self.state.step:
             return
