@@ -42,7 +42,7 @@ def contents_of(folder: Path) -> dict[str, bytes]:
 
 @pytest.fixture(autouse=True)
 def in_this_process(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Do the work of all processes in this one, which starts at once."""
+    """Run the work of all processes in this one, which saves the time to start them."""
     monkeypatch.setattr(processes, "run_chunks", run_here)
 
 
