@@ -55,7 +55,7 @@ def main() -> None:
 
 @dataclass(frozen=True, kw_only=True)
 class _SetOptions:
-    """The options of all commands that write shards; the last three are for files of others."""
+    """The options of all commands that write shards; the last three apply to image files."""
 
     num_shards: int | None
     shard_size: int | None

@@ -81,7 +81,7 @@ class EvaluationData:
             test sets.
         test: the test set; None if there is none.
         missing: why the test set is missing.
-        notices: messages beside the metrics.
+        notices: messages in addition to the metrics.
     """
 
     root: Path
