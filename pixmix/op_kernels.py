@@ -266,7 +266,7 @@ def equalize(image, argument, out, scratch):
 
 @kernel
 def posterize(image, bits, out, scratch):
-    """Keep the upper bits of each byte; bits: whole, 0..8."""
+    """Keep the most significant bits of each byte; bits: whole, 0..8."""
     mask = uint8((0xFF00 >> int64(bits)) & 0xFF)
     source, target = image.reshape(-1), out.reshape(-1)
     for i in range(len(source)):

@@ -65,7 +65,7 @@ def equalize(images: Tensor) -> Tensor:
 
 
 def posterize(images: Tensor, bits: Tensor) -> Tensor:
-    """Keep the upper bits of each byte; bits: int64, 0..8."""
+    """Keep the most significant bits of each byte; bits: int64, 0..8."""
     masks = torch.bitwise_right_shift(torch.full_like(bits, 0xFF00), bits) & 0xFF
     return images & _column(masks).to(torch.uint8)
 

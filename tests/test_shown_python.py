@@ -35,6 +35,7 @@ SMALLER = {
     "batch_size=64": "batch_size=8",
     "num_workers=4": "num_workers=2",
     "range(90)": "range(2)",
+    "epochs = 90": "epochs = 2",
     "max_epochs=90": "max_epochs=2, accelerator='cpu', logger=False, enable_checkpointing=False",
     "size=(768, 1024)": "size=(48, 64)",
     "size=192": "size=32, steps=4",
