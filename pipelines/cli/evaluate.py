@@ -107,7 +107,7 @@ _ATTACK, _SUITES = "Adversarial attack", "Suites"
     type=WeightsPath(),
     required=True,
     help="Checkpoint of pixmix-train, the output folder of a run (its best or else its latest "
-    "checkpoint), a checkpoint of the PixMix reference implementation, or any other state dict.",
+    "checkpoint), a checkpoint of the PixMix authors' code, or any other state dict.",
 )
 @option(
     "--against",
@@ -196,7 +196,7 @@ _ATTACK, _SUITES = "Adversarial attack", "Suites"
     group=_ATTACK,
     common=False,
     is_flag=True,
-    help="Let the perturbation reach up to twice epsilon, as the released PixMix code does.",
+    help="Let the perturbation reach up to twice epsilon, as the PixMix authors' code does.",
 )
 @option(
     "--tenth-perturbation",

@@ -1,4 +1,4 @@
-"""`pixmix-train`: a command for each dataset, with the recipe of the released PixMix scripts."""
+"""`pixmix-train`: a command for each dataset, with the recipe of the PixMix authors' scripts."""
 
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -43,9 +43,9 @@ _NOT_IN_TIME = (
 def main() -> None:
     """Train image classifiers with PixMix, in one process or under torchrun.
 
-    The default recipes are those of the released PixMix scripts. The authors' README adds --all-ops
-    for the runs of the paper. With --resume, a stopped run continues from its latest checkpoint.
-    A checkpoint is written after every epoch, more often with --checkpoint-every, and on Ctrl-C or
+    The default recipes are those of the PixMix authors' scripts. Their README adds --all-ops for
+    the runs of the paper. With --resume, a stopped run continues from its latest checkpoint. A
+    checkpoint is written after every epoch, more often with --checkpoint-every, and on Ctrl-C or
     SIGTERM.
     """
 
@@ -66,7 +66,8 @@ def _add_command(dataset: Dataset) -> None:
 
 def _help_of(dataset: Dataset) -> str:
     recipe = figures(dataset.recipe)
-    text = f"Train on {dataset.title}: {recipe['model']}, {recipe['epochs']} epochs."
+    title = "the digits dataset" if dataset.bundled else dataset.title
+    text = f"Train on {title}: {recipe['model']}, {recipe['epochs']} epochs."
     if dataset.bundled:
         return f"{text}\n\nThe data need no download: without --data, shards are written to OUT."
     if dataset.reader:

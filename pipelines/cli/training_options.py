@@ -160,7 +160,7 @@ def _model_options(dataset: Dataset, defaults: dict[str, Any]) -> list[Decorator
             flag_value=PRETRAINED,
             metavar="[WEIGHTS]",
             help="Fine-tune the torchvision weights of this name, such as IMAGENET1K_V2. Without a "
-            f"name: {PRETRAINED}, which the released PixMix script uses.",
+            f"name: {PRETRAINED}, which the authors' script uses.",
         ),
         option(
             "--weights",
