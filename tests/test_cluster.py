@@ -314,7 +314,7 @@ def test_the_pods_of_a_training_find_each_other_and_run_a_command_that_parses() 
 
 
 def test_the_torchrun_lines_have_valid_options() -> None:
-    lines = re.findall(r"^ *torchrun .* --no-python -- pixmix-gen (.*)$", PAGE, re.MULTILINE)
+    lines = re.findall(r"--no-python -- pixmix-gen (.*)$", PAGE, re.MULTILINE)
     assert len(lines) == 1
     for line in lines:
         assert parsed(gen.main, line)

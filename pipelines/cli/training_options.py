@@ -128,8 +128,8 @@ def _data_options(dataset: Dataset) -> list[Decorator[Any]]:
             "--shuffle-window",
             **_count(),
             show_default="all",
-            help="Number of shards of each partition that are shuffled together. A node needs "
-            "about as many shards at a time.",
+            help="Number of shards of each partition that are shuffled together. With "
+            "--cache-limit, a node needs disk space for about three windows.",
         ),
         add(
             "--shard-partitions",
@@ -322,14 +322,16 @@ def _streaming_options() -> list[Decorator[Any]]:
         add(
             "--cache-dir",
             type=_FOLDER,
-            show_default="$PIXMIX_CACHE, or ~/.cache/pixmix",
-            help="Cache folder of this host for shards and mixing sets.",
+            show_default="$PIXMIX_CACHE, $XDG_CACHE_HOME/pixmix or ~/.cache/pixmix",
+            help="Cache folder of this node for shards and mixing sets. Use a disk of the node, "
+            "not a shared one.",
         ),
         add(
             "--cache-limit",
             type=ByteSize(),
             show_default="free disk space",
-            help="Size limit of the shards in the cache, such as 200GB.",
+            help="Size limit of the shards in the cache, such as 200GB. Without it, the cache "
+            "grows to nearly the whole dataset.",
         ),
         add(
             "--prefetch",
