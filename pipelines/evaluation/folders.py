@@ -368,12 +368,12 @@ def remedy_for(name: str, suffix: str) -> str:
 
 
 def find_suite_folder(
-    root: Path, name: str, suite: str, notices: Notices
+    root: Path | None, name: str, suite: str, notices: Notices
 ) -> tuple[Path, MakeCRecord | None]:
     """Return the folder of a suite's dataset, and its record if make-c made it.
 
     Args:
-        root: the parent folder.
+        root: the parent folder; None if the test set is at a URL.
         name: name of the test set, such as "CIFAR-10".
         suite: one of `WITH_FOLDERS`.
         notices: collects a line if both an official dataset and one of make-c are present.
@@ -383,6 +383,11 @@ def find_suite_folder(
         PipelineError: if several folders match, or the record is damaged.
         OSError: if the folder cannot be read.
     """
+    if root is None:
+        raise MissingDataError(
+            "a URL has only the test set; pass a local --data that also has the datasets of other "
+            "suites"
+        )
     if suite not in _SUFFIXES:
         natural = _NATURAL[suite]
         folder = find_folder(root, natural.folder)
@@ -410,7 +415,7 @@ def find_suite_folder(
     return folder, record
 
 
-def missing_sets(root: Path, name: str, suites: Sequence[str]) -> dict[str, str]:
+def missing_sets(root: Path | None, name: str, suites: Sequence[str]) -> dict[str, str]:
     """Return the error of each suite whose folder is missing, by suite.
 
     Raises:
