@@ -50,7 +50,6 @@ _GIT_ENVIRONMENT = {
     "GIT_ALLOW_PROTOCOL": "none",
 }
 
-
 RUN_RECORD = "run.json"
 DAMAGED = "run.damaged.json"
 

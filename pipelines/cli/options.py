@@ -21,7 +21,7 @@ from pipelines.errors import PipelineError
 from pipelines.system.progress import progress_bar as progress_bar
 
 SMALLEST_SIDE, LARGEST_SIDE = 16, 16384
-"""Pixels. Smaller images have no structure left to measure; WebP does not support larger ones."""
+"""Limits in pixels: smaller images have no structure to measure, and WebP has no larger ones."""
 
 # A copy of report.sets.SHEET_IMAGES, whose import would take seconds; a test compares them.
 SHEET_IMAGES = 64
@@ -240,7 +240,7 @@ def pixmix_options(
     An option that is not passed is None, which stands for the default.
 
     Args:
-        defaults: of k, beta and severity.
+        defaults: defaults of k, beta and severity.
         most_rounds: the largest k.
         common: see `help_pages.Option`.
     """
@@ -447,10 +447,10 @@ def file_option(
     """Return an option for an output file, which must have the extension of its metavar.
 
     Args:
-        names: of the option.
+        names: names of the option.
         metavar: name of the file in the help, such as "SHEET.png".
         text: the help.
-        attributes: of the option, see `help_pages.Option`.
+        attributes: see `help_pages.Option`.
     """
     extensions = _EXTENSIONS[metavar.rpartition(".")[2]]
 

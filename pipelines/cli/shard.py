@@ -55,7 +55,7 @@ def main() -> None:
 
 @dataclass(frozen=True, kw_only=True)
 class _SetOptions:
-    """The options of all commands that write shards; the last three are for files of others."""
+    """The options of all commands that write shards; the last three apply to image files."""
 
     num_shards: int | None
     shard_size: int | None
@@ -380,7 +380,7 @@ def verify(*, folder: Path | str, decode: str, jobs: int | None, as_json: bool) 
             click.echo(f"{count} members: {reason}", err=True)
         text = (
             f"{name}: {_count(len(verdict.faults), 'fault')}; copy these shards again, or delete "
-            "them and run the command that wrote them again"
+            "them and repeat the command that wrote them"
             if verdict.faults
             else f"{name}: good; {verdict.n_samples:,} samples in "
             f"{_count(verdict.n_shards, 'shard')}, "

@@ -266,7 +266,7 @@ def _stop_in_one_line() -> Iterator[None]:
 
 
 def _print_why(stopping: "Stopping", result: "TrainResult | None") -> None:
-    """Print why a training ended, where a signal or an error ended it."""
+    """Print why a training ended, if a signal or an error ended it."""
     if stopping.error is not None:
         click.echo(f"Error: no checkpoint was saved: {stopping.error}", err=True)
     elif stopping.interrupted:
@@ -280,7 +280,7 @@ def _open_data(
 ) -> "TrainingData":
     """Open the data, and write their shards first if necessary.
 
-    All other inputs are checked before, because writing shards may take long.
+    All other inputs are checked first, because writing shards may take long.
     """
     from pipelines.training.data import check_inputs, open_training_data
 
@@ -322,7 +322,6 @@ def _recipe(dataset: Dataset, options: dict[str, Any]) -> Recipe:
     from pipelines.models.registry import has_dropout
 
     base = named_recipe(dataset.recipe)
-
     changes = _passed(options, _names(Recipe))
     augment, model = changes.get("augment", base.augment), changes.get("model", base.model)
     _refuse_ignored(augment, model, options)

@@ -34,7 +34,7 @@ from pipelines.cli.options import (
 from pipelines.datasets import Dataset
 from pipelines.training.recipes import AUGMENTS, OPTIMIZERS, PRECISIONS, PRETRAINED, figures
 
-# A copy of loading.batches, whose import would take seconds; a test compares them.
+# A copy of loading.config.ON_DECODE_ERROR, whose import would take seconds; a test compares them.
 ON_DECODE_ERROR = ("raise", "substitute", "skip")
 
 Decorator = Callable[[Decorated], Decorated]

@@ -83,7 +83,7 @@ class EvaluationData:
             test sets.
         test: the test set; None if there is none.
         missing: why the test set is missing.
-        notices: messages beside the metrics.
+        notices: messages in addition to the metrics.
     """
 
     root: Path | None
@@ -174,7 +174,7 @@ def open_remote_test_set(
 def locate_test_set(
     root: Path | RemoteShards, notices: Notices, known: Sequence[str] = ()
 ) -> TestSetLocation:
-    """Find the test set in a folder, or take the folder itself for the test set.
+    """Find the test set in a folder, or use the folder itself as the test set.
 
     Args:
         root: the folder, or the test set at a URL.
@@ -198,7 +198,7 @@ def locate_test_set(
     if names and _are_classes(root.resolve().name, names, known):
         above = root.resolve().parent if root.resolve().name in TEST_FOLDERS else root
         beside = f", and the other suites search in {above}" if above != root else ""
-        notices.add(f"{root} has class folders and is taken for the test set{beside}")
+        notices.add(f"{root} has class folders and is used as the test set{beside}")
         return _location_of_folders(above, root, names)
     return TestSetLocation(root=root, name=IMAGENET)
 
@@ -443,8 +443,7 @@ def _labels(
     matched = match_classes(located.names, known, outputs, where)
     if matched.how == "values" and outputs is not None:
         notices.add(
-            f"{where}: the class folders are numbers, and each is taken for the output of that "
-            "number"
+            f"{where}: the class folders are numbers, and each is used as the number of an output"
         )
     shards = located.shards
     dataset = None if shards is None else dataset_of_kind(shards.kind)

@@ -193,7 +193,7 @@ def unreadable(path: object, error: OSError, remedy: str) -> PipelineError:
 
 @dataclass
 class Notices:
-    """Messages of an evaluation beside the metrics.
+    """Messages of an evaluation in addition to the metrics.
 
     Attributes:
         ignored: paths of hidden and system files and folders.

@@ -148,7 +148,7 @@ class DecodedImages:
     content: Callable[[int], bytes | bytearray]
     name: Callable[[int], str]
     transform: ResizeCrop
-    remedy: str = "replace it with a whole file, or remove it"
+    remedy: str = "replace it with an undamaged file, or remove it"
     prefetch: int = 1
 
     def __len__(self) -> int:

@@ -168,7 +168,7 @@ def overlaps_of(columns: Mapping[str, Results]) -> list[str]:
 # --- Radar plot ----------------------------------------------------------------------------------
 
 _LIMITS = (1, 2, 3, 4, 5, 6, 8, 10, 15, 20, 25, 30, 40, 50, 60, 80, 100)
-"""Per cent of the distances from the best possible value at which an axis may begin."""
+"""Distances from the best possible value at which an axis may begin, in per cent."""
 
 
 def shared_metrics(columns: Mapping[str, Results]) -> list[tuple[Metric, str]]:
@@ -223,7 +223,7 @@ def radar(columns: Mapping[str, Results]) -> bytes:
     axes = cast("PolarAxes", figure.add_subplot(projection="polar"))
     axes.set_theta_zero_location("N")
     axes.set_theta_direction(-1)
-    angles = [2 * math.pi * place / len(shown) for place in range(len(shown))]
+    angles = [2 * math.pi * position / len(shown) for position in range(len(shown))]
     limits = [axis_limit(metric, columns) for metric, _ in shown]
     for name, results in columns.items():
         radii = [

@@ -245,15 +245,15 @@ def _settings(record: RunRecord) -> Iterator[tuple[str, str]]:
         digits = weights.sha256 and weights.sha256[:_HASH_DIGITS]
         yield "initial weights", digits or weights.location
     for name in dict.fromkeys(name for each in record.sessions for name in each.versions):
-        yield name, _of_sessions(record, partial(_version, name))
-    yield "git commit", _of_sessions(record, _commit)
-    yield "CPU", _of_sessions(record, lambda session: session.hardware.cpu)
-    yield "cores", _of_sessions(record, lambda session: str(session.hardware.cores))
-    yield "GPUs", _of_sessions(record, lambda session: _gpus(session.hardware.gpus))
-    yield "processes", _of_sessions(record, lambda session: str(session.hardware.world_size))
+        yield name, _changes_of(record, partial(_version, name))
+    yield "git commit", _changes_of(record, _commit)
+    yield "CPU", _changes_of(record, lambda session: session.hardware.cpu)
+    yield "cores", _changes_of(record, lambda session: str(session.hardware.cores))
+    yield "GPUs", _changes_of(record, lambda session: _gpus(session.hardware.gpus))
+    yield "processes", _changes_of(record, lambda session: str(session.hardware.world_size))
 
 
-def _of_sessions(record: RunRecord, of: Callable[[Session], str]) -> str:
+def _changes_of(record: RunRecord, of: Callable[[Session], str]) -> str:
     """Return a property of a run's sessions, with each change of it."""
     return ", then ".join(text for text, _ in groupby(map(of, record.sessions)))
 
@@ -370,7 +370,7 @@ def curves(runs: Sequence[TrainingRun]) -> bytes:
     axes = figure.subplots(2, 1, sharex=True)
     for axis, measure, scale in zip(axes, _MEASURES, (1, 100), strict=True):
         measured = _measured(runs, measure)
-        for place, run in enumerate(runs):
+        for position, run in enumerate(runs):
             for split in measured:
                 points = [
                     (record["epoch"], scale * record[f"{split}_{measure}"])
@@ -381,7 +381,7 @@ def curves(runs: Sequence[TrainingRun]) -> bytes:
                     axis.plot(
                         *zip(*points, strict=True),
                         _STYLES[split][0],
-                        color=f"C{place % 10}",
+                        color=f"C{position % 10}",
                         marker="." if len(points) < 30 else "",
                     )
         axis.set_ylabel(f"{measure}, %" if scale == 100 else measure)
@@ -396,8 +396,8 @@ def curves(runs: Sequence[TrainingRun]) -> bytes:
             axis.text(0.5, 0.5, "not measured", transform=axis.transAxes, ha="center", color="grey")
     axes[-1].set_xlabel("epoch")
     names = [
-        axes[0].plot([], [], color=f"C{place % 10}", label=legend_name(run.name))[0]
-        for place, run in enumerate(runs)
+        axes[0].plot([], [], color=f"C{position % 10}", label=legend_name(run.name))[0]
+        for position, run in enumerate(runs)
     ]
     figure.legend(handles=names, loc="outside upper center", ncols=3, frameon=False)
     return plot_png(figure, dpi=120)

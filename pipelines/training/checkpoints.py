@@ -288,7 +288,7 @@ def parse_checkpoint(content_bytes: bytes, path: Path) -> Checkpoint:
 
     Args:
         content_bytes: content of the file.
-        path: of the file, for errors.
+        path: path of the file, for errors.
 
     Raises:
         PipelineError: if it is damaged, not a checkpoint, or has another version.

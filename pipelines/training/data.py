@@ -199,7 +199,7 @@ def _open_address(address: str, open_shards: _OpenShards) -> TrainingData:
 
 
 def _write_shards(dataset: Dataset, location: Path | None, out: Path, progress: Progress) -> None:
-    """Write the shards of both splits, as far as they do not exist."""
+    """Write the shards of both splits, except for those that exist."""
     for split in SPLITS:
         request = ShardRequest(
             store=Folder(path=out / split),
