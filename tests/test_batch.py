@@ -75,7 +75,7 @@ def test_sampling_in_parts_does_not_change_the_result(monkeypatch: pytest.Monkey
     images = as_tensor(drawn(1, 11, 20, 13))
     factors = torch.linspace(-0.3, 0.3, 11, dtype=torch.float64)
     whole = torch_ops.shear_x(images, factors)
-    monkeypatch.setattr(torch_ops, "_MOST_PIXELS", 3 * 20 * 13)
+    monkeypatch.setattr(torch_ops, "_MAX_PIXELS", 3 * 20 * 13)
     assert torch.equal(torch_ops.shear_x(images, factors), whole)
 
 
