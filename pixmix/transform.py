@@ -364,7 +364,7 @@ def _to_array(image: object) -> object:
             )
         if image.ndim == 3 and 0 in image.shape:
             raise ValueError(
-                f"a tensor image must have a height and a width of at least 1, not "
+                f"a tensor image must have height and width of at least 1, not "
                 f"{tuple(image.shape)}; leave out empty images"
             )
         if image.ndim != 3 or image.shape[0] != 3:

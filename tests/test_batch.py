@@ -246,7 +246,7 @@ IMAGES = torch.zeros((4, 3, 20, 13), dtype=torch.uint8)
         (IMAGES, {"indices": [0, 1], "seed": 1, "epoch": 0}, ValueError,
          r"shape \(2,\) for 4 images; pass one"),
         (IMAGES, {"indices": [0.5] * 4, "seed": 1, "epoch": 0}, TypeError,
-         "indices are float64; pass whole"),
+         "indices are float64; pass integers"),
         (IMAGES, {"indices": np.array([0, 1, 2, 2**64 - 1], np.uint64), "seed": 1, "epoch": 0},
          ValueError, "index 3 of the batch is 18446744073709551615; pass"),
         (IMAGES, {"seed": 1, "epoch": -1, "indices": range(4)}, ValueError,
