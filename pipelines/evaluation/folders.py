@@ -33,7 +33,7 @@ from pipelines.system.files import Count, printable, read_json, read_regular
 _NUMBER = re.compile(r"-?[0-9]+", re.ASCII)
 _NUMBERED = re.compile(r"((?:c|cls|class|label|category)[ _-]?)([0-9]{1,9})", re.ASCII)
 _WORDNET_ID = re.compile(r"n[0-9]{8}", re.ASCII)
-_MOST_OUTPUTS = 1_000_000
+_MAX_OUTPUTS = 1_000_000
 _NAMED = 3
 """Number of folders that an error names."""
 
@@ -151,7 +151,7 @@ def _by_value(
 ) -> ClassMatch:
     """Match folders named by numbers to the outputs of those numbers."""
     values = [int(name) for name in names]
-    limit = _MOST_OUTPUTS if n_outputs is None else n_outputs
+    limit = _MAX_OUTPUTS if n_outputs is None else n_outputs
     wrong = [name for name, value in zip(names, values, strict=True) if not 0 <= value < limit]
     if wrong:
         of = "" if n_outputs is None else f", the {n_outputs} outputs of the network"

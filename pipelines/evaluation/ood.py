@@ -57,7 +57,7 @@ _LARGE = 64
 """Side in pixels above which synthetic images, which are costly and much alike, get one round."""
 
 _SVHN = "test_32x32.mat"
-_MOST_MAT = 1 << 32
+_MAX_MAT = 1 << 32
 """Largest SVHN file, and its images, in bytes; extra_32x32.mat has 1.6 billion."""
 
 RESTRICTED_CLASSES = 200
@@ -173,10 +173,10 @@ def _read_svhn(path: Path) -> NDArray[np.uint8]:
             f"{path} needs scipy, which is not installed; run pip install scipy"
         ) from error
     try:
-        with open_regular(path, max_bytes=_MOST_MAT) as file:
+        with open_regular(path, max_bytes=_MAX_MAT) as file:
             # The size is checked before anything is decompressed.
             shape = next(shape for name, shape, _ in whosmat(file) if name == "X")
-            if math.prod(shape) > _MOST_MAT:
+            if math.prod(shape) > _MAX_MAT:
                 raise ValueError(f"X has shape {shape}")
             file.seek(0)
             # X is (32, 32, 3, n). Reading a .mat executes no code.
