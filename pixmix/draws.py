@@ -22,7 +22,7 @@ setting that makes one number unnecessary does not change any other::
       3 + 3r  mixing, branch, u, v                        (of a and b: see `pixmix.mixing`)
       4 + 3r  not used
 
-These draws are public interface: a change of what a seed draws raises `DRAWS_VERSION`.
+These draws are public interface: a change of what a seed draws increments `DRAWS_VERSION`.
 """
 
 from enum import IntEnum
@@ -77,7 +77,7 @@ ROUND = np.dtype(
     align=True,
 )
 """The draws of a round: its operation (`NO_OPERATION`: the mixing image), its mixing, and the
-weights of that."""
+weights of that mixing."""
 
 
 class Plan(NamedTuple):

@@ -4,7 +4,7 @@ To add an operation, write its kernel and the function from level to argument in
 `pixmix.op_kernels`, a torch function of the same name in `pixmix.torch_ops`, a Pillow function in
 `pipelines.bench.references`, and a row at the end of `OPERATIONS`. The position of a row is the
 code of its operation in all draws, so never move a row. A row that `PixMixSettings` may draw
-changes what a seed draws; raise `pixmix.draws.DRAWS_VERSION` then.
+changes what a seed draws; increment `pixmix.draws.DRAWS_VERSION` then.
 
 On every machine the results equal those of Pillow 13.0's x86-64 wheels byte for byte. Other
 releases of Pillow may compute differently, and where a compiler fuses a * b + c (as for other

@@ -194,22 +194,22 @@ def _blended(degenerate: Tensor | float, images: Tensor, factors: Tensor) -> Ten
     return blend.clamp(0, 255).to(torch.uint8)
 
 
-def _grey(images: Tensor) -> Tensor:
+def _gray(images: Tensor) -> Tensor:
     """Return Pillow's luma, (M, 1, H, W) int32: Rec. 601 in 65536ths, rounded."""
     red, green, blue = images.to(torch.int32).split(1, 1)
-    grey: Tensor = (red * 19595 + green * 38470 + blue * 7471 + 32768) >> 16
-    return grey
+    gray: Tensor = (red * 19595 + green * 38470 + blue * 7471 + 32768) >> 16
+    return gray
 
 
 def color(images: Tensor, factors: Tensor) -> Tensor:
     """Blend each pixel with its gray."""
-    return _blended(_grey(images).float(), images, factors)
+    return _blended(_gray(images).float(), images, factors)
 
 
 def contrast(images: Tensor, factors: Tensor) -> Tensor:
     """Blend with the mean gray of the image, rounded."""
     n_pixels = images.shape[2] * images.shape[3]
-    total = _grey(images).sum((1, 2, 3), keepdim=True, dtype=torch.int64)
+    total = _gray(images).sum((1, 2, 3), keepdim=True, dtype=torch.int64)
     mean = (2 * total + n_pixels) // (2 * n_pixels)
     return _blended(mean.float(), images, factors)
 

@@ -359,17 +359,17 @@ def _to_array(image: object) -> object:
             )
         if image.ndim == 4 and image.shape[1] == 3:
             raise ValueError(
-                f"a tensor image has shape (3, H, W), not {tuple(image.shape)}; pass one "
+                f"a tensor image must have shape (3, H, W), not {tuple(image.shape)}; pass one "
                 "image at a time, or a batch to BatchPixMix"
             )
         if image.ndim == 3 and 0 in image.shape:
             raise ValueError(
-                f"a tensor image has height and width of at least 1, not {tuple(image.shape)}; "
-                "leave out empty images"
+                f"a tensor image must have a height and a width of at least 1, not "
+                f"{tuple(image.shape)}; leave out empty images"
             )
         if image.ndim != 3 or image.shape[0] != 3:
             raise ValueError(
-                f"a tensor image has shape (3, H, W), not {tuple(image.shape)}; "
+                f"a tensor image must have shape (3, H, W), not {tuple(image.shape)}; "
                 "convert grayscale images with v2.RGB()"
             )
         return image.detach().permute(1, 2, 0).contiguous().numpy()

@@ -1,3 +1,5 @@
+"""Benchmarks: timing, comparisons with references, and the tables of results."""
+
 import json
 import os
 import re
@@ -758,10 +760,10 @@ def test_all_is_every_benchmark_in_one_document(monkeypatch: pytest.MonkeyPatch)
     names = ["fractals", "pixmix", "loader", "featviz", "train"]
     asked: list[int] = []
     assert set(command.main.commands) == {*names, "all"}
-    for place, name in enumerate(names):
+    for position, name in enumerate(names):
         rows = [replace(row(), name=f"row of {name}")]
         note = [f"note of {name}"] if name == "fractals" else []
-        packages = ("numpy", ("numba", "torch")[place % 2])
+        packages = ("numpy", ("numba", "torch")[position % 2])
 
         def fake(rounds: int, *_more: object, _found: Any = (rows, packages, note)) -> Any:  # noqa: ANN401
             asked.append(rounds)

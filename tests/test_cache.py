@@ -1,3 +1,5 @@
+"""The cache of shards: eviction, locks and limits."""
+
 import errno
 import fcntl
 import hashlib

@@ -552,7 +552,7 @@ def summary(plan: Plan) -> dict[str, list[Any]]:
 
 
 def test_a_seed_draws_what_it_always_drew() -> None:
-    """If this changes, raise DRAWS_VERSION, add it to the changelog, and write the file again."""
+    """After a change, increment DRAWS_VERSION, update the changelog, and write the file again."""
     plan = plan_of(
         np.arange(6), seed=2**40 + 7, epoch=3, views=2, size=(32, 32), source_size=(40, 40),
         n_mixing_images=1000, settings=PixMixSettings(all_ops=True, k=2, severity=10),

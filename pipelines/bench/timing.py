@@ -195,11 +195,11 @@ class Comparison:
         """
         rates: list[list[float]] = [[] for _ in self.contenders]
         calibrations = []
-        for place in range(rounds + 1):
+        for round_index in range(rounds + 1):
             calibrations.append(calibrate(clock))
             for contender, counted in zip(self.contenders, rates, strict=True):
-                rate = _time(contender, place, clock) / self.scale
-                if place > 0:
+                rate = _time(contender, round_index, clock) / self.scale
+                if round_index > 0:
                     counted.append(rate)
                 tick()
         calibrations.append(calibrate(clock))
@@ -244,14 +244,14 @@ def calibrate(clock: Clock = time.perf_counter) -> float:
     return clock() - start
 
 
-def _time(contender: Contender, place: int, clock: Clock) -> float:
+def _time(contender: Contender, round_index: int, clock: Clock) -> float:
     """Return the rate of one run in units per second."""
     begin = clock()
-    units = contender.run(place)
+    units = contender.run(round_index)
     seconds = clock() - begin
     if contender.start is not None:
         begin = clock()
-        contender.start(place)
+        contender.start(round_index)
         seconds -= clock() - begin
     if seconds <= 0:
         raise ValueError(f"{contender.name} took no longer than its start; increase its work")

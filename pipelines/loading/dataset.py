@@ -49,7 +49,7 @@ _RESERVED_FILES = 32
 
 
 def read_size(content: bytes | bytearray) -> tuple[int, int]:
-    """Return the height and width in an image's header, pixels.
+    """Return the height and width in an image's header, in pixels.
 
     Raises:
         DecodeError: as for `decode_image`, but only for the header.

@@ -207,7 +207,7 @@ def _check_left_out(record: "_Record", on_decode_error: OnMixingDecodeError | No
 
 def _cannot_be_decoded(message: str, on_decode_error: OnMixingDecodeError | None) -> str:
     choice = (
-        ", or skip such images by on_decode_error='skip' (train_loader: on_mixing_decode_error; "
+        ", or skip such images with on_decode_error='skip' (train_loader: on_mixing_decode_error; "
         "pixmix-train: --on-mixing-decode-error skip)"
     )
     return f"{message}; remove or replace the image{choice if on_decode_error == 'raise' else ''}"

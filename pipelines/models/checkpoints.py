@@ -110,8 +110,8 @@ def open_checkpoint(path: Path, model: str | None) -> tuple[nn.Module, dict[str,
         safe = family_of(name).safe
         if model is None and not safe:
             raise ValueError(
-                f"{path} names the function {name!r} as its network, which is not run for a file; "
-                f"if you trust it, pass --model {name}"
+                f"{path} names the function {name!r} as its network, but a file may not choose "
+                f"which function runs; if you trust it, pass --model {name}"
             )
         classes = metadata.get("classes") or _classes_of(state, name)
         if safe:

@@ -138,7 +138,7 @@ class Received:
         self.position = 0
 
     def advanced(self) -> bool:
-        """Return whether new bytes arrived, at `LEAST_RATE` or faster, since this last held.
+        """Return whether new bytes arrived at `LEAST_RATE` or faster since this was last True.
 
         Bytes that are received again after a restart are not new.
         """
