@@ -107,7 +107,7 @@ def test_the_command_trains_and_prints_its_result(digits: Path, tmp_path: Path) 
     assert Path(printed["checkpoint"]).exists()
     refused = run(*arguments)
     assert refused.exit_code == 1
-    assert "--resume auto" in refused.stderr
+    assert "already contains a training run; pass --resume" in refused.stderr
     assert run(*arguments, "--resume", "auto").exit_code == 0
 
 

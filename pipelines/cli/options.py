@@ -270,9 +270,9 @@ def pixmix_options(
             group="PixMix",
             common=common,
             is_flag=True,
-            help="Also use the operations that overlap the corruptions of ImageNet-C, see "
-            "docs/mixing.md. The training commands of the PixMix authors use them; the default of "
-            "their script is off, as here.",
+            help="Also use color, contrast, brightness and sharpness, which overlap corruptions of "
+            "ImageNet-C. The authors' training commands pass this option; it is off by default in "
+            "their script, as here.",
         ),
     )
 

@@ -284,7 +284,7 @@ def _checkpoint_options() -> list[Decorator[Any]]:
             flag_value="auto",
             callback=_check_resume,
             metavar="[auto]",
-            help="Resume from the latest checkpoint in OUT, if any.",
+            help="Resume from the latest checkpoint in OUT, if any. The value auto may be omitted.",
         ),
         add(
             "--keep-checkpoints",

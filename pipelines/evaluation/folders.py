@@ -363,7 +363,7 @@ def remedy_for(name: str, suffix: str) -> str:
     related = dataset.related.values() if dataset else ()
     ways = [f"download it from {each.page}" for each in related if each.folder == f"{name}{suffix}"]
     if suffix == "-C" and name != IMAGENET:
-        ways.append("make one with pixmix-eval make-c")
+        ways.append("generate a similar set with pixmix-eval make-c")
     return ", or ".join(ways) or f"no {name}{suffix} is published; leave the suite out"
 
 
