@@ -19,7 +19,8 @@ BEGIN, END = "<!-- figures of pixmix-bench -->", "<!-- end of figures -->"
 def markdown(document: Mapping[str, Any]) -> str:
     """Return the document of `pixmix-bench --json` as a Markdown table and a line on the machine.
 
-    The table has a line per alternative, or one without a ratio for a benchmark without any.
+    The table has one line per alternative. A benchmark without alternatives has one line without a
+    ratio.
     """
     lines = [
         "| benchmark | ours | alternative | its rate | ratio [quartiles] |",

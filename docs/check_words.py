@@ -10,7 +10,7 @@ ROOT = Path(__file__).resolve().parent.parent
 SUFFIXES = {".md", ".py", ".html", ".toml", ".cff", ".yml", ".yaml"}
 
 SKIPPED = {"CONTRIBUTING.md", "CHANGELOG.md"}
-"""The table itself, and names of the past."""
+"""The table itself, and the old names in the changelog."""
 
 ALLOWED: tuple[str, ...] = ("is no longer", "Dreamlike Pictures")
 """Parts of lines in which an expression of the table is right."""

@@ -57,7 +57,7 @@ def _prose_of_attribute(docstring: GoogleDocstring) -> tuple[str, list[str]]:
     return "", docstring._dedent(docstring._consume_to_end())
 
 
-# napoleon takes what precedes a colon in these two for a type. Here it is prose, and types are in
-# the signatures.
+# In these two sections napoleon parses the text before a colon as a type. Here it is prose, because
+# types are in the signatures.
 GoogleDocstring._consume_returns_section = _prose_of_returns
 GoogleDocstring._consume_inline_attribute = _prose_of_attribute

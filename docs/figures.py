@@ -1,10 +1,13 @@
-"""Draws the images of the README and of the page on mixing.
+"""Draw the images of the README and of the page on mixing.
 
-python docs/figures.py SETS FOLDER
+    python docs/figures.py SETS FOLDER
 
-SETS has the first 32 images of the default set of fractals and the first 256 of that of feature
-visualizations, as folders `fractals` and `featviz`; and in `overview` the first 8 and the first 4
-alone, as folders of the same names. See `make figures`.
+SETS holds datasets that `make figures` generates with the default settings:
+
+    SETS/fractals             32 fractals
+         featviz              256 feature visualizations
+         overview/fractals    8 fractals
+                  featviz     4 feature visualizations
 """
 
 import itertools
@@ -29,14 +32,14 @@ from pixmix.mixing import add, multiply
 
 BETA = 3.0
 QUALITY = 85
-"""Of the JPEGs of the two sheets."""
+"""JPEG quality of all figures."""
 
 
 def sheet(folder: Path, each: int) -> Image.Image:
-    """Return 32 images of a set: every so many of those in the folder."""
+    """Return a contact sheet of 32 images of a dataset: the first of every `each` images."""
     paths = sorted((folder / "images").glob("*.jpg"))[::each]
     if len(paths) != 32:
-        raise ValueError(f"{folder} gives {len(paths)} images and not 32; see make figures")
+        raise ValueError(f"{folder} has {len(paths)} images to show, expected 32; see make figures")
     return contact_sheet([decode(path.read_bytes()) for path in paths], columns=8, cell=120)
 
 
@@ -115,7 +118,7 @@ def gallery(sets: Path) -> Image.Image:
 
 
 def weights(n: int) -> list[tuple[NDArray[np.float32], NDArray[np.float32]]]:
-    """Return the first n draws of (a, b) towards the other image, and the first n away."""
+    """Return (a, b) of the first n draws towards the other image, and of the first n away."""
     plan = draw_plan(
         np.arange(4 * n), seed=0, epoch=0, settings=PixMixSettings(k=1, beta=BETA), size=(1, 1),
         source_size=(1, 1), flip=False, views=1, n_mixing_images=1,
@@ -125,29 +128,29 @@ def weights(n: int) -> list[tuple[NDArray[np.float32], NDArray[np.float32]]]:
 
 
 def mixing() -> Figure:
-    """Return a plot of where a and b lie, and of what add and multiply make of values with them."""
+    """Return a plot of the distribution of a and b, and of the results of add and multiply."""
     figure, axes = plt.subplot_mosaic(
         [["weights", "add towards", "multiply towards"], ["weights", "add away", "multiply away"]],
         figsize=(11, 6),
         layout="constrained",
     )
-    place = axes["weights"]
+    axis = axes["weights"]
     colours, names = ("#1f77b4", "#d62728"), ("towards y", "away from y")
     for (a, b), colour, name in zip(weights(1500), colours, names, strict=True):
-        place.plot(a, b, ".", color=colour, markersize=2, alpha=0.5, label=name)
-    place.set(title="(a, b) for beta = 3", xlabel="a, of the image x", ylabel="b, of the other, y")
-    place.legend(markerscale=6)
+        axis.plot(a, b, ".", color=colour, markersize=2, alpha=0.5, label=name)
+    axis.set(title="(a, b) for beta = 3", xlabel="a, of the image x", ylabel="b, of the other, y")
+    axis.legend(markerscale=6)
     x = np.linspace(0, 1, 256, dtype=np.float32)
     greys = np.stack([x] * 3, axis=-1)
     for name, a, b in (("towards", 0.75, 0.25), ("away", 1.25, -0.25)):
         for kind, function in (("add", add), ("multiply", multiply)):
-            place = axes[f"{kind} {name}"]
+            axis = axes[f"{kind} {name}"]
             for y in (0, 0.25, 0.5, 0.75, 1):
                 mixed = function(greys, np.full_like(greys, y), a, b)[:, 0]
                 colour = matplotlib.colormaps["viridis"](0.9 * y)
-                place.plot(x, mixed, color=colour, label=f"y = {y}")
-            place.plot([0, 1], [0, 1], ":", color="grey")
-            place.set(title=f"{kind}, a = {a}, b = {b}", xlabel="x", ylim=(-0.02, 1.02))
+                axis.plot(x, mixed, color=colour, label=f"y = {y}")
+            axis.plot([0, 1], [0, 1], ":", color="grey")
+            axis.set(title=f"{kind}, a = {a}, b = {b}", xlabel="x", ylim=(-0.02, 1.02))
     axes["add towards"].legend()
     return figure
 

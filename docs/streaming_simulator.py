@@ -56,7 +56,7 @@ _GB = 1e9
 _POSITION_BYTES = 8
 
 # Limits of memory: about 50 bytes per sample, and 16 per use of a shard.
-_MOST_SAMPLES, _MOST_USES = 10**8, 10**8
+_MAX_SAMPLES, _MAX_USES = 10**8, 10**8
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -122,15 +122,15 @@ class StreamingSettings:
             world_size=self.world_size,
             shard_partitions=self.shard_partitions,
         )
-        if not self.batch_size <= self.n_samples <= _MOST_SAMPLES:
+        if not self.batch_size <= self.n_samples <= _MAX_SAMPLES:
             raise ValueError(
                 f"{self.shards} shards of {self.samples_per_shard} are {self.n_samples:,} samples; "
-                f"use at least a batch ({self.batch_size}) and at most {_MOST_SAMPLES:,}"
+                f"use at least a batch ({self.batch_size}) and at most {_MAX_SAMPLES:,}"
             )
-        if self.nodes * self.shards * self.epochs > _MOST_USES:
+        if self.nodes * self.shards * self.epochs > _MAX_USES:
             raise ValueError(
                 f"{self.shards} shards on {self.nodes} nodes in {self.epochs} epochs are more than "
-                f"{_MOST_USES:,} uses; use fewer"
+                f"{_MAX_USES:,} uses; use fewer"
             )
 
     @property

@@ -89,7 +89,10 @@ class Network:
         convolutions = [each for each in layers if isinstance(modules[each.name], nn.Conv2d)]
         candidates = outer or convolutions or layers
         if not candidates:
-            raise ValueError(f"{self.name} has no layer with activations at several positions")
+            raise ValueError(
+                f"{self.name} has no layer with activations at several positions; "
+                "use another network"
+            )
         last = max(each.order for each in self.inventory.layers.values())
         early = [
             each

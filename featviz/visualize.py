@@ -34,7 +34,7 @@ Precision = Literal["float32", "bfloat16"]
 PRECISIONS: tuple[Precision, ...] = ("float32", "bfloat16")
 
 FEATVIZ_VERSION = 1
-"""Raised when the image of a recipe changes."""
+"""Incremented when the image of a recipe changes."""
 
 _RATE = {"spectrum": 0.05, "phase": 0.3}
 """Adam's step size: lucid's for spectra; phases are angles."""
@@ -242,9 +242,13 @@ def optimize_images(
             layer.
     """
     if len(keys) != len(canvas.decay):
-        raise ValueError(f"{len(keys)} keys for a canvas of {len(canvas.decay)} images")
+        raise ValueError(
+            f"{len(keys)} keys for a canvas of {len(canvas.decay)} images; pass one per image"
+        )
     if not stages or stages[-1].size != canvas.size:
-        raise ValueError(f"the last stage must have size {canvas.size}; see plan_stages")
+        raise ValueError(
+            f"the last stage must have size {canvas.size}; use plan_stages({canvas.size}, steps)"
+        )
     if scales is not None and not all(MIN_SCALE <= each <= _MAX_SCALE for each in scales):
         raise ValueError(f"scales are {list(scales)}; use {MIN_SCALE} to {_MAX_SCALE}")
     scale_tensor = None if scales is None else torch.tensor(scales, device=prepared.device)
@@ -276,7 +280,7 @@ def optimize_images(
             )
             nonfinite = ~images.isfinite().flatten(1).all(1)
             values = values.masked_fill(nonfinite, math.nan)
-            # The result of casting NaN to an integer depends on the processor.
+            # The result of casting NaN to an integer depends on the CPU.
             images = images.nan_to_num(0, 0, 0)
     return OptimizedImages(
         images=images.to(torch.uint8).permute(0, 2, 3, 1).contiguous().cpu().numpy(),

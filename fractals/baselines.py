@@ -28,7 +28,7 @@ from fractals.numerics import (
 from pixmix.compiling import kernel
 
 BASELINE_VERSION = 1
-"""Raised when a kind, seed, index and size produce a different image."""
+"""Incremented when a kind, seed, index and size produce a different image."""
 
 _KEY = 0x42415345  # "BASE": keeps these streams apart from those of genomes.
 

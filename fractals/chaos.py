@@ -73,7 +73,7 @@ class VariationTerm:
         require(
             self.name in VARIATION_NUMBER,
             self.name,
-            "is not a known variation",
+            "not a known variation",
             f"use one of {', '.join(VARIATION_NUMBER)}",
         )
         expected = VARIATIONS[VARIATION_NUMBER[self.name]].parameters
@@ -96,7 +96,7 @@ class Map:
         post: The second affine, or None.
         weight: Relative probability, > 0.
         colour: Colour coordinate in [0, 1] towards which the map moves a point's colour.
-        speed: Fraction in [0, 1] of that distance that one visit moves it.
+        speed: Fraction in [0, 1] of the distance to this coordinate that one visit covers.
     """
 
     affine: Affine
@@ -149,7 +149,7 @@ class Camera:
             "a camera's width is too small: pixel coordinates of its centre overflow float32",
             "use the width of the attractor",
         )
-        require(self.fold in FOLDS, self.fold, "is not a fold", f"use one of {', '.join(FOLDS)}")
+        require(self.fold in FOLDS, self.fold, "not a fold", f"use one of {', '.join(FOLDS)}")
 
 
 @dataclass(frozen=True, kw_only=True)

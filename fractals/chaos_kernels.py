@@ -11,8 +11,8 @@ point costs one addition. An accumulator holds 2^24 points; it is flushed before
 
 Tone mapping follows Draves & Reckase, "The Fractal Flame Algorithm", sections 4 (log density), 6
 (gamma, vibrancy) and 8 (density estimation). Their kernel's radius shrinks with the count, with one
-kernel per pixel; here a pixel's points are divided between the two of a few fixed kernels whose
-radii enclose the ideal one.
+kernel per pixel. Here a few kernels are fixed, and a pixel's points are divided between the two
+whose radii enclose the ideal one.
 """
 
 import numpy as np

@@ -21,7 +21,7 @@ from fractals.palettes import ENTRIES, Palette, palette_table
 from fractals.systems import draw_chaos_layer
 
 GENOME_VERSION = 1
-"""Raised whenever the genome of a seed and an index, its image or its JSON changes.
+"""Incremented whenever the genome of a seed and an index, its image or its JSON changes.
 
 It is not part of any random key, so that images whose drawing did not change stay the same.
 """
@@ -90,13 +90,13 @@ class Layer:
         require(
             type(self.fractal) in _KIND_NAMES,
             type(self.fractal).__name__,
-            "is not a kind of layer",
+            "not a kind of layer",
             f"use one of {', '.join(LAYER_KINDS)}",
         )
         require(
             self.blend in BLENDS,
             self.blend,
-            "is not a blend mode",
+            "not a blend mode",
             f"use one of {', '.join(BLENDS)}",
         )
         require(0 <= self.opacity <= 1, self.opacity, "opacity must be in [0, 1]", "scale it")
@@ -140,7 +140,7 @@ class Genome:
         require(
             self.family in FAMILIES,
             self.family,
-            "is not a family",
+            "not a family",
             f"use one of {', '.join(FAMILIES)}",
         )
         for name in ("seed", "index", "attempt"):
@@ -193,7 +193,7 @@ def _check_version(version: object) -> None:
     require(
         version in READ_VERSIONS,
         version,
-        f"is the version of this genome; this release reads version "
+        "not a supported genome version; this release reads version "
         f"{', '.join(map(str, READ_VERSIONS))}",
         "install the release named in the dataset's manifest",
     )
@@ -222,7 +222,7 @@ def _read(kind: Any, document: Any) -> Any:  # noqa: ANN401
         require(
             name in LAYER_KINDS,
             name,
-            "is not a kind of fractal",
+            "not a kind of fractal",
             f"use one of {', '.join(LAYER_KINDS)}",
         )
         return _read(LAYER_KINDS[name].layer, {k: v for k, v in document.items() if k != "kind"})

@@ -1,7 +1,7 @@
 """Compiled passes over images: blending of layers, and the sums behind image statistics.
 
 Statistics use integers, or float64 values that stay integers below 2^53, so that results have the
-same bits on every processor and in every order of summation: the acceptance of a draft depends on
+same bits on every CPU and in every order of summation: the acceptance of a draft depends on
 them and must not depend on the machine. Luma is Rec. 601 (299, 587, 114) in thousandths of an 8-bit
 level, 0..255000.
 """

@@ -1,4 +1,4 @@
-"""Elementary functions and random streams with the same bits on every processor.
+"""Elementary functions and random streams with the same bits on every CPU.
 
 A chaos game magnifies the last bit of every step, so an image is reproducible on another machine
 only if every operation is. Additions, products, quotients, square roots and fused multiply-adds are

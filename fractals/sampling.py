@@ -88,9 +88,9 @@ def draw_genome(seed: int, index: int, family: str = "mixed") -> Genome:
     """
     for name, value in (("seed", seed), ("index", index)):
         if value < 0:
-            raise ValueError(f"{name} {value}: must be at least 0")
+            raise ValueError(f"{name} is {value}; use 0 or more")
     if family not in FAMILIES:
-        raise ValueError(f"{family!r}: is not a family; use one of {', '.join(FAMILIES)}")
+        raise ValueError(f"family is {family!r}; use one of {', '.join(FAMILIES)}")
     for attempt in range(MAX_DRAFTS):
         drawn = draft(seed, index, family, attempt)
         if drawn is None:
@@ -219,16 +219,16 @@ _LAST_KERNELS: dict[Callable[[], None], tuple[Any, ...]] = {
     compile_escape_layers: (shade_features,),
     compile_statistics: (ring_sums, correlation),
 }
-"""The last kernels that each part compiles, which show whether it has been compiled."""
+"""The last kernels that each function compiles, which show whether it has been called."""
 
 
 def pending() -> list[Callable[[], None]]:
-    """Return the parts that are not compiled on this machine yet."""
+    """Return the functions that compile the kernels that this machine has not cached yet."""
     return _missing(*_LAST_KERNELS)
 
 
 def pending_for_baselines() -> list[Callable[[], None]]:
-    """Return the parts that baselines need and that are not compiled on this machine yet."""
+    """Return the same functions as ``pending``, but only for kernels that baselines need."""
     return _missing(compile_statistics)
 
 

@@ -31,7 +31,7 @@ from fractals.numerics import Draws
 from fractals.variations import VARIATION_NUMBER, VARIATIONS
 
 PREVIEW_SIZE = 64
-"""Side in pixels of the preview that a draft is fitted to and accepted by."""
+"""Side in pixels of the preview, which fits and accepts a draft."""
 _FRAMING, _FRAME_STEPS = 1, 1
 
 PLACEHOLDER_CAMERA = Camera(centre=(0.0, 0.0), width=2.0)
@@ -95,7 +95,7 @@ def _colour(k: int, n: int) -> float:
 
 
 def _mixture(draws: Draws) -> ChaosLayer:
-    """Draw 2 to 5 maps of 1 to 3 popular variations, half the time the same for all maps."""
+    """Draw 2 to 5 maps of 1 to 3 popular variations; half of the systems use one list for all."""
     n = draws.integer(2, 5)
     names = [variation.name for variation in VARIATIONS]
     weights = [variation.popularity for variation in VARIATIONS]
@@ -326,7 +326,7 @@ TEMPLATES: dict[str, Callable[[Draws], ChaosLayer]] = {
 def fit_camera(
     program: Program, symmetric: bool, draws: Draws, key: tuple[int, ...]
 ) -> Camera | None:
-    """Place a camera where the points are.
+    """Fit a camera to the points of the attractor.
 
     35 to 92 % of the points are inside the window, so that the window is filled and few points are
     wasted.

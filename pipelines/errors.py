@@ -2,10 +2,10 @@
 
 
 class PipelineError(Exception):
-    """Raised where disk, folder or earlier settings do not allow what was asked.
+    """Raised for a fault that the user can remedy, such as a full disk or a damaged file.
 
-    The message is one line for the person at the keyboard: it names the value, the rule and the
-    remedy. Commands print it and exit with 1; programming errors are never wrapped in it.
+    The message is one line: it names the value, the rule and the remedy. Commands print it and exit
+    with code 1. Programming errors are never wrapped in it.
     """
 
 

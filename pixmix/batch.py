@@ -103,7 +103,7 @@ class BatchPixMix(nn.Module):
 
         Args:
             images: (N, 3, H, W) uint8, on the device of the mixing set.
-            seed: any whole number, taken modulo 2^64; None to draw one for this batch from torch's
+            seed: any integer, taken modulo 2^64; None to draw one for this batch from torch's
                 CPU generator.
             epoch: 0 .. 2^32 - 1.
             indices: (N,) dataset indices of the samples, 0 .. 2^32 - 1, in host memory.
@@ -235,11 +235,17 @@ def _incomplete_key(**parts: object) -> str:
 class _Work(NamedTuple):
     """The work of a device; a piece is an index into `tensors`.
 
-    n_images: number of all images: those of the batch, the operations' results, the mixing crops.
-    operations: (code, position of the first result, pieces); the pieces are source images and, if
-    the operation has one, arguments. first_crop: position of the first mixing crop. crops: pieces:
-    first bytes and strides. start: piece: the image that each row starts from. mixes: (code of the
-    mixing, pieces) for the rows with that mixing in a round; the pieces are rows, others, a, b.
+    Attributes:
+        n_images: number of all images: those of the batch, the operations' results, the mixing
+            crops.
+        operations: (code, position of the first result, pieces); the pieces are source images and,
+            if the operation has an argument, arguments.
+        first_crop: position of the first mixing crop.
+        crops: the pieces with the first bytes and the strides of the mixing crops.
+        start: the piece with the image that each row starts from.
+        mixes: (code, pieces) for the rows that a mixing changes in a round; the pieces are rows,
+            other images, a and b.
+        tensors: the pieces.
     """
 
     n_images: int

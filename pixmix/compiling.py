@@ -9,7 +9,7 @@ Numba's cache trusts every file that it finds, and misses changes in the callees
 kernel is also compiled again if the source of a kernel that it calls has changed, in any module.
 Each cache file ends with the SHA-256 of its content; a file that does not match is compiled again
 and replaced. A folder that belongs to another user, or that every user may write to, is not read,
-because reading a cache file executes it. If no folder is writeable, a temporary one is used; it is
+because reading a cache file executes it. If no folder is writable, a temporary one is used; it is
 passed to child processes as NUMBA_CACHE_DIR.
 
 Slow compilations print one line to stderr::

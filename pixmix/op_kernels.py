@@ -355,16 +355,16 @@ def _sample_piece(source, a, across, c, d, down, f, width, column, count, scratc
     """Sample `count` <= _PIECE pixels whose taps are inside, at least a column from the right."""
     wide = float64(width)
     for i in range(_whole_vectors(count)):
-        centre = float64(column + i) + 0.5
-        x = a * centre + across + c - 0.5
-        y = d * centre + down + f - 0.5
+        center = float64(column + i) + 0.5
+        x = a * center + across + c - 0.5
+        y = d * center + down + f - 0.5
         left, top = float64(int32(x)), float64(int32(y))
         weights[i] = x - left
         weights[_PIECE + i] = y - top
         scratch[2 * _PIECE + i] = int64(int32(top * wide + left))
     for i in range(count):
         offset = 3 * scratch[2 * _PIECE + i]
-        # Six bytes of eight: the pixel and its right neighbour.
+        # Six bytes of eight: the pixel and its right neighbor.
         scratch[2 * _PIECE + i] = long_word_at(source, offset)
         scratch[3 * _PIECE + i] = long_word_at(source, offset + 3 * width)
     for i in range(_whole_vectors(count)):
@@ -578,7 +578,7 @@ def _blended(degenerate, value, factor):
 
 
 @inlined_kernel
-def _grey(word):
+def _gray(word):
     """Return Pillow's luma of a pixel in a word, int32: Rec. 601 in 65536ths, rounded."""
     red, green = int32(int32(19595) * _byte(word, 0)), int32(int32(38470) * _byte(word, 8))
     blue = int32(int32(7471) * _byte(word, 16))
@@ -596,11 +596,11 @@ def color(image, factor, out, scratch):
         _read_pixels(source, first, count, scratch, words)
         for i in range(_PIECE):
             word = words[i]
-            grey = float32(_grey(word))
+            gray = float32(_gray(word))
             words[i] = _joined(
-                _blended(grey, float32(_byte(word, 0)), factor32),
-                _blended(grey, float32(_byte(word, 8)), factor32),
-                _blended(grey, float32(_byte(word, 16)), factor32),
+                _blended(gray, float32(_byte(word, 0)), factor32),
+                _blended(gray, float32(_byte(word, 8)), factor32),
+                _blended(gray, float32(_byte(word, 16)), factor32),
             )
         _write_words(target, first, count, scratch, words)
 
@@ -619,11 +619,11 @@ def contrast(image, factor, out, scratch):
             words[i] = int32(0)
         part = int32(0)
         for i in range(_PIECE):
-            part = int32(part + _grey(words[i]))
+            part = int32(part + _gray(words[i]))
         total += int64(part)
-    grey = float32(int32(float64(total) / float64(n_pixels) + 0.5))
+    gray = float32(int32(float64(total) / float64(n_pixels) + 0.5))
     for i in range(len(source)):
-        target[i] = uint8(_blended(grey, float32(source[i]), factor32))
+        target[i] = uint8(_blended(gray, float32(source[i]), factor32))
 
 
 @kernel

@@ -37,14 +37,14 @@ def _weigh(side, full, first, n, starts, counts, weights):
     support = max(scale, 1.0)
     inverse = 1.0 / support
     for i in range(n):
-        centre = (first + i + 0.5) * scale
-        start = max(int(centre - support + 0.5), 0)
-        count = min(int(centre + support + 0.5), side) - start
+        center = (first + i + 0.5) * scale
+        start = max(int(center - support + 0.5), 0)
+        count = min(int(center + support + 0.5), side) - start
         total = 0.0
         for j in range(count):
-            total += max(1.0 - abs((j + start - centre + 0.5) * inverse), 0.0)
+            total += max(1.0 - abs((j + start - center + 0.5) * inverse), 0.0)
         for j in range(count):
-            weight = max(1.0 - abs((j + start - centre + 0.5) * inverse), 0.0) / total
+            weight = max(1.0 - abs((j + start - center + 0.5) * inverse), 0.0) / total
             weights[i, j] = np.int32(int(weight * _ONE + 0.5))
         starts[i] = start
         counts[i] = count

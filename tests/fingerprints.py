@@ -2,7 +2,7 @@
 
     python tests/fingerprints.py elementary|images|mixing    # one line of JSON: name -> hash
 
-numba's NUMBA_CPU_NAME=generic compiles for a processor without AVX or fused multiply-adds.
+numba's NUMBA_CPU_NAME=generic compiles for a CPU without AVX or fused multiply-adds.
 """
 
 import hashlib

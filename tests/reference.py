@@ -767,19 +767,19 @@ def shear_y(image: NDArray[np.uint8], factor: float) -> NDArray[np.uint8]:
 
 
 def translate_x(image: NDArray[np.uint8], pixels: int) -> NDArray[np.uint8]:
-    """Every pixel is the one `pixels` to its right."""
+    """Replace every pixel by the one `pixels` to its right."""
     columns = np.arange(image.shape[1]) + pixels
     inside = (columns >= 0) & (columns < image.shape[1])
     return image[:, np.where(inside, columns, 0)] * inside[None, :, None]
 
 
 def translate_y(image: NDArray[np.uint8], pixels: int) -> NDArray[np.uint8]:
-    """Every pixel is the one `pixels` below it."""
+    """Replace every pixel by the one `pixels` below it."""
     return translate_x(image.transpose(1, 0, 2), pixels).transpose(1, 0, 2)
 
 
 def grey(image: NDArray[np.uint8]) -> NDArray[np.int64]:
-    """Rec. 601 in 65536ths, rounded."""
+    """Return the luma of Rec. 601, computed in 65536ths and rounded."""
     sums: NDArray[np.int64] = image.astype(np.int64) @ np.array([19595, 38470, 7471])
     return (sums + 32768) // 65536
 
@@ -787,7 +787,7 @@ def grey(image: NDArray[np.uint8]) -> NDArray[np.int64]:
 def blended(
     degenerate: NDArray[np.int64], image: NDArray[np.uint8], factor: float
 ) -> NDArray[np.uint8]:
-    """In float32, the product is rounded, then the sum, which is clipped to a byte."""
+    """Blend in float32: round the product, then the sum, and clip the result to a byte."""
     start = degenerate.astype(np.float32)
     with np.errstate(over="ignore"):
         product = np.float32(factor) * (image.astype(np.float32) - start)
@@ -795,22 +795,22 @@ def blended(
 
 
 def color(image: NDArray[np.uint8], factor: float) -> NDArray[np.uint8]:
-    """Away from the pixel's gray."""
+    """Blend each pixel with its gray."""
     return blended(grey(image)[..., None], image, factor)
 
 
 def contrast(image: NDArray[np.uint8], factor: float) -> NDArray[np.uint8]:
-    """Away from the image's mean gray."""
+    """Blend each pixel with the mean gray of the image."""
     return blended(np.array(int(grey(image).sum() / grey(image).size + 0.5)), image, factor)
 
 
 def brightness(image: NDArray[np.uint8], factor: float) -> NDArray[np.uint8]:
-    """Away from black."""
+    """Blend each pixel with black."""
     return blended(np.array(0), image, factor)
 
 
 def sharpness(image: NDArray[np.uint8], factor: float) -> NDArray[np.uint8]:
-    """Away from the mean of 3x3 pixels with weight 5 for the center."""
+    """Blend each pixel with the mean of its 3x3 window, whose center has weight 5."""
     height, width = image.shape[:2]
     smooth = image.astype(np.int64)
     if min(height, width) > 2:
@@ -834,7 +834,7 @@ def mixed(
     rounds: list[tuple[tuple[str, float] | None, str, float, float]],
     mixing_crop: NDArray[np.uint8] | None,
 ) -> NDArray[np.float64]:
-    """PixMix by the paper's pseudocode, in Pillow and float64.
+    """Mix an image by the paper's pseudocode, in Pillow and float64.
 
     rounds: (operation, or None for the mixing image; "add" or "multiply"; a; b).
     """
@@ -871,7 +871,7 @@ def crop_and_flip(
 
 
 def triangle_filter(side: int, full: int) -> list[list[int]]:
-    """The weights of all pixels of a side, in 2^-22, for each new pixel."""
+    """Return the weights of all pixels of a side, in 2^-22, for each new pixel."""
     scale = side / full
     support = max(scale, 1.0)
     rows = []
@@ -922,7 +922,7 @@ PHILOX_CONSTANTS = {
 
 
 def philox_words(counter: list[int], key: list[int], bits: int) -> list[int]:
-    """Philox 4xB-10 in Python's integers: ten rounds, with the key incremented between them."""
+    """Return the words of Philox 4xB-10, B bits each: ten rounds in Python's integers."""
     multipliers, increments = PHILOX_CONSTANTS[bits]
     modulus = 1 << bits
     c, k = list(counter), list(key)
@@ -935,7 +935,7 @@ def philox_words(counter: list[int], key: list[int], bits: int) -> list[int]:
 
 
 def shuffled(items: list[Any], first: int, seed: int, epoch: int, kind: int) -> list[Any]:
-    """Fisher and Yates with a word of 64 bits a position, in whole numbers of any size."""
+    """Shuffle by Fisher and Yates, with a 64-bit word per position, in Python's integers."""
     mixed, low32 = list(items), (1 << 32) - 1
     for i in reversed(range(1, len(mixed))):
         position = first + i
@@ -952,7 +952,7 @@ def shuffled(items: list[Any], first: int, seed: int, epoch: int, kind: int) -> 
 def partitions_of_shards(
     sizes: list[int], seed: int, epoch: int, shuffle_window: int | None, shard_partitions: int
 ) -> tuple[list[list[int]], list[int]]:
-    """The samples of each partition as they come, and those that are left, sample by sample."""
+    """Return the samples of each partition in order, and the remaining samples."""
     numbers = iter(range(sum(sizes)))
     shards = [[next(numbers) for _ in range(size)] for size in sizes]
     laid: list[tuple[int, int]] = []
@@ -994,7 +994,7 @@ Reals = NDArray[np.float64]
 
 
 def multiply_unclipped(x: Reals, y: Reals, a: float, b: float) -> Reals:
-    """(2x)^a max(2y, 1e-37)^b / 2 by logarithms, because a factor may overflow float64."""
+    """Return (2x)^a max(2y, 1e-37)^b / 2 by logarithms: a factor may overflow float64."""
     with np.errstate(divide="ignore", invalid="ignore", over="ignore"):
         exponent = b * np.log(np.maximum(2 * y, 1e-37))
         exponent = exponent + (a * np.log(2 * x) if a != 0 else 0.0)
@@ -1002,7 +1002,7 @@ def multiply_unclipped(x: Reals, y: Reals, a: float, b: float) -> Reals:
 
 
 def mix(name: str, x: Reals, y: Reals, a: float, b: float) -> Reals:
-    """A mixing by its formula in `pixmix.mixing`, in float64."""
+    """Mix by the formula in `pixmix.mixing`, in float64."""
     formula = {
         "add": lambda: (a * (2 * x - 1) + b * (2 * y - 1) + 1) / 2,
         "multiply": lambda: multiply_unclipped(x, y, a, b),

@@ -1,3 +1,5 @@
+"""Benchmarks: timing, comparisons with references, and the tables of results."""
+
 import json
 import os
 import re
@@ -75,7 +77,7 @@ POINTS = 2_000_000
 # The share of points in other pixels. It was 0.004 to 0.010 for 25 pairs of games of two million
 # points, of ours and the references or of the same kind; exchanging the weights of two maps gives
 # 0.1 and more.
-MOST_APART = 0.015
+MAX_APART = 0.015
 
 Counts = NDArray[np.float64]
 
@@ -225,7 +227,7 @@ def apart(first: Counts, second: Counts) -> float:
 def check_kernel(layer: ChaosLayer, counts: Counts, colour_sums: Counts) -> None:
     share, colour = ours(layer)
     assert share.sum() > 0.85
-    assert apart(share, counts / POINTS) < MOST_APART
+    assert apart(share, counts / POINTS) < MAX_APART
     # Means of 500 colors or more differed by at most 0.027.
     frequent = (share * POINTS > 500) & (counts > 500)
     assert frequent.sum() > 20
@@ -250,7 +252,7 @@ def test_the_reference_that_keeps_its_orbit_renders_what_we_render() -> None:
     kept = keep_orbit(maps.affine.reshape(-1, 2, 3), maps.cumulative, POINTS, 1)
     count_points(kept, box(layer, HEIGHT, WIDTH), counts)
     assert len(kept) == POINTS
-    assert apart(ours(layer)[0], counts / POINTS) < MOST_APART
+    assert apart(ours(layer)[0], counts / POINTS) < MAX_APART
 
 
 @pytest.mark.parametrize("variations", [1, 2, 3, 5])
@@ -758,10 +760,10 @@ def test_all_is_every_benchmark_in_one_document(monkeypatch: pytest.MonkeyPatch)
     names = ["fractals", "pixmix", "loader", "featviz", "train"]
     asked: list[int] = []
     assert set(command.main.commands) == {*names, "all"}
-    for place, name in enumerate(names):
+    for position, name in enumerate(names):
         rows = [replace(row(), name=f"row of {name}")]
         note = [f"note of {name}"] if name == "fractals" else []
-        packages = ("numpy", ("numba", "torch")[place % 2])
+        packages = ("numpy", ("numba", "torch")[position % 2])
 
         def fake(rounds: int, *_more: object, _found: Any = (rows, packages, note)) -> Any:  # noqa: ANN401
             asked.append(rounds)

@@ -93,7 +93,7 @@ def test_activations_of_torchvision_networks_have_channels_first(name: str) -> N
 
 
 class Ambiguous(nn.Module):
-    """Windows instead of images, a sequence of samples, and an ambiguous shape."""
+    """A network whose layers output windows, a sequence of samples, and an ambiguous shape."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -305,7 +305,7 @@ def test_kept_layers_are_not_folded() -> None:
 
 
 class Shared(nn.Module):
-    """One convolution called twice, and one whose output is read twice: neither can be folded."""
+    """A network with a convolution called twice and one read twice: neither can be folded."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -321,7 +321,7 @@ class Shared(nn.Module):
 
 
 class Untraceable(nn.Module):
-    """Control flow depends on values."""
+    """A network whose control flow depends on values."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -342,7 +342,7 @@ def test_a_network_that_cannot_be_folded_stays_the_same(network: type[nn.Module]
 
 
 class Standardized(nn.Conv2d):
-    """Not linear in its weight, so a norm's factor cannot be folded into it."""
+    """A convolution that is not linear in its weight, so no norm can be folded into it."""
 
     def forward(self, x: Tensor) -> Tensor:
         weight = self.weight / self.weight.std((1, 2, 3), keepdim=True)
@@ -410,7 +410,7 @@ def test_a_layer_that_is_not_called_is_named() -> None:
 
 
 class Unused(nn.Module):
-    """Has a layer that it does not call."""
+    """A network with a layer that it does not call."""
 
     def __init__(self) -> None:
         super().__init__()

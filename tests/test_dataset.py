@@ -183,7 +183,7 @@ def test_no_external_program_decodes_a_file(monkeypatch: pytest.MonkeyPatch) -> 
     assert len(started) == 1
 
 
-def test_all_decoders_use_our_size_limit_instead_of_pillow_s(
+def test_all_decoders_use_our_size_limit_and_not_that_of_pillow(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     content = encoded(IMAGE)

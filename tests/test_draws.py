@@ -552,7 +552,7 @@ def summary(plan: Plan) -> dict[str, list[Any]]:
 
 
 def test_a_seed_draws_what_it_always_drew() -> None:
-    """If this changes, raise DRAWS_VERSION, add it to the changelog, and write the file again."""
+    """After a change, increment DRAWS_VERSION, update the changelog, and write the file again."""
     plan = plan_of(
         np.arange(6), seed=2**40 + 7, epoch=3, views=2, size=(32, 32), source_size=(40, 40),
         n_mixing_images=1000, settings=PixMixSettings(all_ops=True, k=2, severity=10),
@@ -572,16 +572,16 @@ def test_a_seed_draws_what_it_always_drew() -> None:
 @pytest.mark.parametrize(
     ("changes", "error", "message"),
     [
-        ({"epoch": -1}, ValueError, "epoch is -1; pass a whole number from 0 to 4294967295"),
+        ({"epoch": -1}, ValueError, "epoch is -1; pass an integer from 0 to 4294967295"),
         ({"epoch": 2**32}, ValueError, "epoch is 4294967296; pass"),
-        ({"epoch": 1.5}, TypeError, "epoch is 1.5; pass a whole number"),
-        ({"views": 0}, ValueError, "views is 0; pass a whole number from 1 to 16777216"),
+        ({"epoch": 1.5}, TypeError, "epoch is 1.5; pass an integer"),
+        ({"views": 0}, ValueError, "views is 0; pass an integer from 1 to 16777216"),
         ({"views": 2**24 + 1}, ValueError, "views is 16777217; pass"),
-        ({"views": True}, TypeError, "views is True; pass a whole number"),
-        ({"views": 2.5}, TypeError, "views is 2.5; pass a whole number"),
-        ({"seed": 0.5}, TypeError, "seed is 0.5; pass a whole number"),
-        ({"seed": "0"}, TypeError, "seed is '0'; pass a whole number"),
-        ({"seed": None}, TypeError, "seed is None; pass a whole number"),
+        ({"views": True}, TypeError, "views is True; pass an integer"),
+        ({"views": 2.5}, TypeError, "views is 2.5; pass an integer"),
+        ({"seed": 0.5}, TypeError, "seed is 0.5; pass an integer"),
+        ({"seed": "0"}, TypeError, "seed is '0'; pass an integer"),
+        ({"seed": None}, TypeError, "seed is None; pass an integer"),
         ({"indices": np.array([0, 5, -1, 7])}, ValueError, "index 2 of the batch is -1; pass"),
         ({"indices": np.array([0, 2**32])}, ValueError, "index 1 of the batch is 4294967296"),
     ],

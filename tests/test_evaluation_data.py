@@ -129,7 +129,7 @@ def test_data_may_be_the_class_folders_themselves(
     data = open_evaluation_data(tmp_path / named, said)
     assert data.root.resolve() == (tmp_path / root).resolve()
     assert len(data.require_test().labels) == len(names)
-    assert len([line for line in data.notices.lines if "taken for the test set" in line]) == 1
+    assert len([line for line in data.notices.lines if "used as the test set" in line]) == 1
 
 
 def test_folders_of_other_datasets_are_not_class_folders(tmp_path: Path) -> None:

@@ -1,3 +1,5 @@
+"""Files: atomic writes, locks, and file systems without them."""
+
 import errno
 import fcntl
 import hashlib

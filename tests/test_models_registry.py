@@ -1,3 +1,5 @@
+"""Networks by name: their sizes, initial weights and checkpoints of the reference."""
+
 import re
 from pathlib import Path
 
@@ -26,14 +28,14 @@ def parameters(module: nn.Module) -> int:
 @pytest.mark.parametrize(
     ("name", "classes", "expected"),
     [
-        # The reference's.
+        # The numbers of the PixMix reference.
         ("wrn_40_4", 10, 8_949_210),
         ("wrn_40_4", 100, 8_972_340),
-        # Those that their papers print as 36.5 M, 0.7 M and 0.8 M.
+        # The papers round these to 36.5 M, 0.7 M and 0.8 M.
         ("wrn_28_10", 10, 36_479_194),
         ("wrn_16_2", 10, 691_674),
         ("densenet_bc_100_12", 10, 769_162),
-        # The reference's, without bottlenecks.
+        # The numbers of the PixMix reference, whose DenseNet has no bottlenecks.
         ("densenet_40_12", 10, 1_059_298),
         ("resnext29_32x4", 10, 6_807_882),
     ],

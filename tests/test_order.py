@@ -513,7 +513,7 @@ def test_a_rank_outside_the_world_is_rejected(rank: int, size: int) -> None:
     ("shuffle_window", "shard_partitions", "parties", "expected"),
     [(None, 1, 8, 4), (2, 1, 1, 4), (64, 1, 8, 64), (16, 8, 64, 16), (16, 64, 8, 128)],
 )
-def test_the_default_prefetch_is_a_window_of_the_rank_s_partitions(
+def test_the_default_prefetch_is_a_window_of_each_partition_of_a_rank(
     shuffle_window: int | None, shard_partitions: int, parties: int, expected: int
 ) -> None:
     assert default_prefetch(shuffle_window, shard_partitions, parties) == expected

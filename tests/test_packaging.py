@@ -1,3 +1,5 @@
+"""Installation: imports, extras, and commands that work without optional packages."""
+
 import ast
 import os
 import re

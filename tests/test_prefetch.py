@@ -1,3 +1,5 @@
+"""Prefetching of shards: order, limits, errors, and shutdown."""
+
 import itertools
 import subprocess
 import sys

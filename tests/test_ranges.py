@@ -1,3 +1,5 @@
+"""Ranges of item numbers: subtract, cut and spread."""
+
 from itertools import pairwise
 
 from hypothesis import given

@@ -72,9 +72,7 @@ def test_an_index_that_is_a_pipe_or_damaged_is_an_error(
         {"name": "x", "n": 4, "kind": "mixing", "shard_size": 1, "num_shards": 10**12},
     ],
 )
-def test_a_damaged_request_of_shards_is_an_error(
-    tmp_path: Path, request_: dict[str, object]
-) -> None:
+def test_a_damaged_request_file_is_an_error(tmp_path: Path, request_: dict[str, object]) -> None:
     (tmp_path / ".work").mkdir()
     document = {"settings": request_, "versions": {}, "n": 4}
     (tmp_path / ".work" / "request.json").write_text(json.dumps(document))

@@ -1,3 +1,5 @@
+"""Downloads of files and sets of shards, from a server with faults."""
+
 import asyncio
 import hashlib
 import json
@@ -42,15 +44,11 @@ TESTS = Path(__file__).parent
 CONTENT = random.Random(0).randbytes(100_000)
 ACCESS = RemoteAccess(attempts=4, first_wait_s=0.01, longest_wait_s=0.05, stall_s=0.3)
 
+pytestmark = pytest.mark.usefixtures("no_proxy")
+
 
 def sha256(content: bytes) -> str:
     return hashlib.sha256(content).hexdigest()
-
-
-@pytest.fixture(autouse=True)
-def _no_proxy(monkeypatch: pytest.MonkeyPatch) -> None:
-    for name in ("http_proxy", "HTTP_PROXY", "all_proxy", "ALL_PROXY"):
-        monkeypatch.delenv(name, raising=False)
 
 
 @pytest.fixture
@@ -147,7 +145,7 @@ def test_a_file_is_downloaded_once(server: FaultyServer, cache: ShardCache) -> N
         ),
     ],
 )
-def test_temporary_faults_end_in_the_right_content(
+def test_transient_faults_end_in_the_right_content(
     server: FaultyServer, cache: ShardCache, faults: list[Fault], asked: list[str | None]
 ) -> None:
     server.faults["a.tar"] = list(faults)
@@ -216,12 +214,12 @@ def test_permanent_faults_end_in_one_line_that_names_the_address(
     assert sum(files_of(cache).values()) == kept
 
 
-def test_an_unreachable_server_is_given_up(cache: ShardCache) -> None:
+def test_a_download_from_an_unreachable_server_gives_up(cache: ShardCache) -> None:
     with pytest.raises(PipelineError, match=r"given up after 4 attempts .*connect"):
         fetch_content("http://127.0.0.1:9/a.tar", cache)
 
 
-def test_a_download_resumes_after_the_server_was_given_up(
+def test_a_download_resumes_after_an_earlier_one_gave_up(
     server: FaultyServer, cache: ShardCache
 ) -> None:
     server.faults["a.tar"] = [cut(60_000), *[status(500)] * 4]

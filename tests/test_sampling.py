@@ -164,7 +164,7 @@ def test_singular_values_obey_the_constraint_of_anderson_and_farrell(seed: int, 
 
 
 def singular_values_by_rejection(rng: np.random.Generator, n: int) -> list[tuple[float, float]]:
-    """Draw one uniform number after the other, each until the rest can still sum to alpha.
+    """Draw uniform numbers one by one, each again until the rest can still sum to alpha.
 
     A map contributes s1 + 2 s2, from 0 to 3; the last map must match alpha exactly.
     """
@@ -379,7 +379,7 @@ def test_the_evaluated_preview_equals_that_of_the_genome_alone(family: str) -> N
 def test_between_an_eighth_and_three_quarters_of_drafts_are_accepted(
     drawn: dict[str, list[Genome]], family: str
 ) -> None:
-    """More, and the thresholds are too low; fewer, and drawing costs more than rendering."""
+    """Above, the thresholds are too low; below, drawing costs more than rendering."""
     n_drafts = sum(genome.attempt + 1 for genome in drawn[family])
     assert 1 / 8 < N_INDICES / n_drafts < 3 / 4
 
@@ -521,9 +521,9 @@ def test_a_missed_threshold_is_named(
 @pytest.mark.parametrize(
     ("seed", "index", "family", "message"),
     [
-        (-1, 0, "mixed", "seed -1: must be at least 0"),
-        (0, -2, "mixed", "index -2: must be at least 0"),
-        (0, 0, "plasma", "'plasma': is not a family; use one of mixed, flame, ifs, escape"),
+        (-1, 0, "mixed", "seed is -1; use 0 or more"),
+        (0, -2, "mixed", "index is -2; use 0 or more"),
+        (0, 0, "plasma", "family is 'plasma'; use one of mixed, flame, ifs, escape"),
     ],
 )
 def test_errors_name_value_rule_and_remedy(

@@ -43,7 +43,7 @@ IMAGES = drawn_images(6, 5, (20, 30))
 
 
 def pixels_of(folder: Path) -> list[NDArray[np.uint8]]:
-    """Return the images of a set of shards in the order of their keys."""
+    """Return the images of a sharded dataset in the order of their keys."""
     opened = open_shards(folder)
     reader = ShardDataset(opened)
     order = sorted(range(len(opened)), key=opened.key)

@@ -1,4 +1,4 @@
-"""Verification of a set of shards against its manifest."""
+"""Verification of a sharded dataset against its manifest."""
 
 import hashlib
 import json
@@ -112,7 +112,7 @@ def test_an_index_that_differs_from_the_tars_is_reported(copy: Path) -> None:
     [
         ({"num_samples": 22}, "`num_samples` is 22, but the shards have 23"),
         ({"version": 99}, "has format version 99"),
-        ({"format": "other"}, "is not the manifest of a set of shards"),
+        ({"format": "other"}, "is not the manifest of a sharded dataset"),
         (
             {"index": {"file": "../index.npy", "sha256": "0" * 64}},
             r"`\$\.index\.file`",

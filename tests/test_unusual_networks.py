@@ -60,7 +60,7 @@ def test_a_mask_of_infinities_is_accepted() -> None:
 
 
 class Overflowing(nn.Module):
-    """Its second convolution overflows for every input except zero."""
+    """A network whose second convolution overflows for every input except zero."""
 
     def __init__(self, scale: float = 3e38) -> None:
         super().__init__()
@@ -123,7 +123,7 @@ def test_the_generator_names_the_layer_of_nonfinite_activations(
 
 
 class Flat(nn.Module):
-    """Accepts one input size, and has no attribute for it."""
+    """A network that accepts one input size, and has no attribute for it."""
 
     def __init__(self, height: int, width: int) -> None:
         super().__init__()

@@ -251,7 +251,7 @@ def test_tokens_can_be_visualized(kind: type) -> None:
 
 
 class Dead(torch.nn.Module):
-    """Its ReLU is dead for dark images."""
+    """A network whose ReLU is dead for dark images."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -357,7 +357,7 @@ def test_a_custom_magnitude_determines_the_contrast() -> None:
 
 
 class Recording(torch.nn.Module):
-    """Records its inputs."""
+    """A network that records its inputs."""
 
     def __init__(self) -> None:
         super().__init__()

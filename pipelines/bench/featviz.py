@@ -91,11 +91,11 @@ def _step_comparison(
     )
     keys = [(0, index) for index in range(n)]
 
-    def ours(_place: int) -> float:
+    def ours(_round: int) -> float:
         optimize_images(prepared, aim, colours, stages, keys)
         return float(n * (sum(stage.steps for stage in stages) - 1))
 
-    def start(_place: int) -> None:
+    def start(_round: int) -> None:
         optimize_images(prepared, aim, colours, [replace(stages[-1], steps=1)], keys)
 
     return Comparison(
@@ -120,8 +120,8 @@ def _image_comparison(network: Network, plain_steps: int, side: int) -> Comparis
     stages = plan_stages((side, side), _STEPS)
     plain_run = _plain(network, list(layers)[len(layers) // 2], side, plain_steps)
 
-    def ours(place: int) -> float:
-        first = place * GROUP
+    def ours(round_index: int) -> float:
+        first = round_index * GROUP
         together = [draw_recipe(0, index, layers) for index in range(first, first + GROUP)]
         optimize_images(
             prepared,
@@ -139,7 +139,7 @@ def _image_comparison(network: Network, plain_steps: int, side: int) -> Comparis
         unit="images/s",
         contenders=(
             Contender(name=OURS, run=ours),
-            Contender(name=_PLAIN, run=lambda place: plain_run(place) / _STEPS),
+            Contender(name=_PLAIN, run=lambda round_index: plain_run(round_index) / _STEPS),
         ),
         targets=(
             Target(figure="an image", unit="s", rule="at most", bar=bar, aim=aim,
@@ -153,7 +153,7 @@ def _plain(network: Network, layer: str, side: int, steps: int) -> Callable[[int
     module = copy.deepcopy(network.module)
     plain = PlainVisualization(module, layer, 5, side, network.mean, network.std)
 
-    def run(_place: int) -> float:
+    def run(_round: int) -> float:
         for _ in range(steps):
             plain.step()
         return float(steps)

@@ -240,8 +240,8 @@ def layer_of(variations: int) -> ChaosLayer:
 # --- Points and iterations -----------------------------------------------------------------------
 
 
-def _play_own(layer: ChaosLayer, points: int, place: int) -> float:
-    return accumulate(layer, _SIDE, _SIDE, points / _SIDE**2, place).played
+def _play_own(layer: ChaosLayer, points: int, round_index: int) -> float:
+    return accumulate(layer, _SIDE, _SIDE, points / _SIDE**2, round_index).played
 
 
 def _planes() -> tuple[np.ndarray, np.ndarray]:
@@ -254,15 +254,19 @@ def _affine_comparison(points: int) -> Comparison:
     matrices = maps.affine.reshape(-1, 2, 3)
     fewer = max(points // 5, 1)
 
-    def play_in_passes(place: int) -> float:
+    def play_in_passes(round_index: int) -> float:
         counts = np.zeros((_SIDE, _SIDE))
         for done in range(0, fewer, _KEPT_POINTS):
-            kept = keep_orbit(matrices, maps.cumulative, min(_KEPT_POINTS, fewer - done), place)
+            kept = keep_orbit(
+                matrices, maps.cumulative, min(_KEPT_POINTS, fewer - done), round_index
+            )
             count_points(kept, extent(kept), counts)
         return fewer
 
-    def play_plain(place: int) -> float:
-        play_affine(maps.affine, maps.cumulative, maps.colours, window, fewer, place, *_planes())
+    def play_plain(round_index: int) -> float:
+        play_affine(
+            maps.affine, maps.cumulative, maps.colours, window, fewer, round_index, *_planes()
+        )
         return fewer
 
     return Comparison(
@@ -288,8 +292,8 @@ def _flame_comparison(
     maps, window = system(layer), box(layer, _SIDE, _SIDE)
     fewer = max(points // 5, 1)
 
-    def play_plain(place: int) -> float:
-        play_flame(maps, window, fewer, place, *_planes())
+    def play_plain(round_index: int) -> float:
+        play_flame(maps, window, fewer, round_index, *_planes())
         return fewer
 
     contenders = [
@@ -299,11 +303,11 @@ def _flame_comparison(
     if flam3 is not None:
         flame, quality = flame_xml(layer, _SIDE, _SIDE), 0.65 * points / _SIDE**2
 
-        def play_flam3(_place: int) -> float:
+        def play_flam3(_round: int) -> float:
             render_flames(flam3, [flame], quality, folder)
             return quality * _SIDE**2
 
-        def start_flam3(_place: int) -> None:
+        def start_flam3(_round: int) -> None:
             render_flames(flam3, [flame], 0.1, folder)
 
         contenders.append(Contender(name="flam3-render", run=play_flam3, start=start_flam3))
@@ -328,9 +332,9 @@ def _image_comparison(n: int, flam3: Flam3 | None, folder: Path) -> Comparison:
     seconds = {"draw": 0.0, "render": 0.0, "encode": 0.0}
     images = drafts = 0
 
-    def ours(place: int) -> float:
+    def ours(round_index: int) -> float:
         nonlocal images, drafts
-        for index in range(max(place - 1, 0) * n, max(place, 1) * n):
+        for index in range(max(round_index - 1, 0) * n, max(round_index, 1) * n):
             times = [time.perf_counter()]
             genome = draw_genome(0, index)
             times.append(time.perf_counter())
@@ -338,7 +342,7 @@ def _image_comparison(n: int, flam3: Flam3 | None, folder: Path) -> Comparison:
             times.append(time.perf_counter())
             encode(image, "jpg")
             times.append(time.perf_counter())
-            if place > 0:  # The warm-up renders the images of round 1, and is not counted.
+            if round_index > 0:  # The warm-up renders the images of round 1, and is not counted.
                 for stage, begin, end in zip(seconds, times[:-1], times[1:], strict=True):
                     seconds[stage] += end - begin
                 images += 1
@@ -368,11 +372,13 @@ def _flam3_images(flam3: Flam3, n: int, folder: Path) -> list[Contender]:
     """Return flam3 with its search for genomes, and rendering alone."""
     found: list[str] = []
 
-    def search_and_render(place: int) -> float:
-        found[:] = [resized(random_genome(flam3, f"pixmix {place} {k}"), _SIDE) for k in range(n)]
-        return render_found(place)
+    def search_and_render(round_index: int) -> float:
+        found[:] = [
+            resized(random_genome(flam3, f"pixmix {round_index} {k}"), _SIDE) for k in range(n)
+        ]
+        return render_found(round_index)
 
-    def render_found(_place: int) -> float:
+    def render_found(_round: int) -> float:
         render_flames(flam3, found, _QUALITY, folder)
         return n
 
@@ -388,8 +394,8 @@ def _flam3_images(flam3: Flam3, n: int, folder: Path) -> list[Contender]:
 def _measure_generation(images: int, jobs: int, folder: Path) -> Row:
     """Run pixmix-gen as a warm-up, for one image, and for all images."""
     calibrations, runs = [calibrate()], []
-    for place, n in enumerate((1, 1, images)):
-        out = folder / f"set-{place}"
+    for run, n in enumerate((1, 1, images)):
+        out = folder / f"set-{run}"
         arguments = ["fractals", "--n", f"{n}", "--out", f"{out}", "--jobs", f"{jobs}"]
         runs.append(run_command(out / "images", "*.jpg", "pipelines.cli.gen", arguments))
         calibrations.append(calibrate())

@@ -202,7 +202,7 @@ def write_plain_shards(
 def _decode_comparison(case: _Case) -> Comparison:
     """Compare the loader's decoder with Pillow."""
 
-    def pillow(_place: int) -> float:
+    def pillow(_round: int) -> float:
         for content in case.contents[: case.n]:
             with Image.open(io.BytesIO(content)) as image:
                 np.asarray(image.convert("RGB"))
@@ -219,7 +219,7 @@ def _decode_comparison(case: _Case) -> Comparison:
 
 
 def _decoding(case: _Case) -> Callable[[int], float]:
-    def decode(_place: int) -> float:
+    def decode(_round: int) -> float:
         for content in case.contents[: case.n]:
             decode_image(content)
         return case.n
@@ -232,20 +232,20 @@ def _crop_comparison(case: _Case) -> Comparison:
     arrays = [decode_image(content) for content in case.contents[:_BATCH]]
     images = [Image.fromarray(array) for array in arrays]
 
-    def region(place: int, i: int) -> tuple[int, int, int, int]:
+    def region(round_index: int, i: int) -> tuple[int, int, int, int]:
         return draw_resized_crop(
-            i, seed=0, epoch=place, size=(arrays[i].shape[0], arrays[i].shape[1]),
+            i, seed=0, epoch=round_index, size=(arrays[i].shape[0], arrays[i].shape[1]),
             scale=IMAGENET.scale, ratio=IMAGENET.ratio,
         )  # fmt: skip
 
-    def ours(place: int) -> float:
+    def ours(round_index: int) -> float:
         for i, array in enumerate(arrays):
-            resized_crop(array, *region(place, i), (224, 224))
+            resized_crop(array, *region(round_index, i), (224, 224))
         return len(arrays)
 
-    def pillow(place: int) -> float:
+    def pillow(round_index: int) -> float:
         for i, image in enumerate(images):
-            top, left, height, width = region(place, i)
+            top, left, height, width = region(round_index, i)
             crop = image.crop((left, top, left + width, top + height))
             np.asarray(crop.resize((224, 224), Image.Resampling.BILINEAR))
         return len(images)
@@ -260,7 +260,7 @@ def _crop_comparison(case: _Case) -> Comparison:
 def _epoch(loader: Iterable[Any]) -> Callable[[int], float]:
     """Return a run of an epoch of any loader."""
 
-    def run(_place: int) -> float:
+    def run(_round: int) -> float:
         return sum(len(images) for images, _ in loader)
 
     return run

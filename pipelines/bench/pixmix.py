@@ -123,10 +123,10 @@ def _kernel(case: _Case) -> Callable[[int], float]:
     """Return a run of some batches into the same memory, as in a loader."""
     out = torch.empty((case.n, 3, *case.images.shape[1:3]))
 
-    def run(place: int) -> float:
+    def run(round_index: int) -> float:
         for batch in range(_BATCHES):
             mix_batch(
-                case.images, case.mixing_set, range(case.n), seed=place, epoch=batch,
+                case.images, case.mixing_set, range(case.n), seed=round_index, epoch=batch,
                 settings=case.settings, flip=case.padding > 0, padding=case.padding,
                 mean=case.mean, std=case.std, out=out,
             )  # fmt: skip
@@ -139,8 +139,8 @@ def _batches(case: _Case) -> Comparison:
     mixing_set, images = list(case.mixing_set), case.images[::_PLAIN_SHARE]
     mean, std = np.array(case.mean, np.float32), np.array(case.std, np.float32)
 
-    def plain(place: int) -> float:
-        generator = np.random.default_rng(place)
+    def plain(round_index: int) -> float:
+        generator = np.random.default_rng(round_index)
         for image in images:
             mixing_image = mixing_set[generator.integers(len(mixing_set))]
             plain_pixmix(
@@ -175,12 +175,12 @@ def _operands(
     """Compare a mixing of two float32 images of 96x96, which fit into a core's cache."""
     x, y = np.random.default_rng(4).random((2, 96, 96, 3), np.float32)
 
-    def run_ours(_place: int) -> float:
+    def run_ours(_round: int) -> float:
         for _ in range(100):
             ours(x, y, 0.8, 0.3)
         return float(100 * x.size)
 
-    def run_plain(_place: int) -> float:
+    def run_plain(_round: int) -> float:
         for _ in range(10):
             plain(x, y, np.float32(0.8), np.float32(0.3))
         return float(10 * x.size)
@@ -205,14 +205,19 @@ def _transform(case: _Case) -> Comparison:
         case.mixing_set, k=settings.k, beta=settings.beta, severity=settings.severity, all_ops=True
     )
 
-    def one_by_one(place: int) -> float:
+    def one_by_one(round_index: int) -> float:
         for index, image in enumerate(case.images):
-            transform(image, key=(place, 0, index))
+            transform(image, key=(round_index, 0, index))
         return case.n
 
-    def batched(place: int) -> float:
+    def batched(round_index: int) -> float:
         mix_batch(
-            case.images, case.mixing_set, range(case.n), seed=place, epoch=0, settings=settings
+            case.images,
+            case.mixing_set,
+            range(case.n),
+            seed=round_index,
+            epoch=0,
+            settings=settings,
         )
         return case.n
 
@@ -239,8 +244,8 @@ def _device(case: _Case) -> Comparison:
     images = torch.from_numpy(case.images).permute(0, 3, 1, 2).contiguous()
     indices = np.arange(case.n)
 
-    def run(place: int) -> float:
-        module(images, seed=place, epoch=0, indices=indices)
+    def run(round_index: int) -> float:
+        module(images, seed=round_index, epoch=0, indices=indices)
         return case.n
 
     crop = "flip, crop and " if case.padding else ""

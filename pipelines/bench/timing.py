@@ -42,7 +42,7 @@ BUSY_VARIATION = 0.15
 """On an idle machine the calibration time varies by less than this share of its minimum."""
 
 _CALIBRATION_STEPS = 250_000
-_MOST_ROWS_NAMED = 3
+_MAX_ROWS_NAMED = 3
 _POLL_SECONDS = 0.01
 _LINE_WIDTH = 100
 
@@ -195,11 +195,11 @@ class Comparison:
         """
         rates: list[list[float]] = [[] for _ in self.contenders]
         calibrations = []
-        for place in range(rounds + 1):
+        for round_index in range(rounds + 1):
             calibrations.append(calibrate(clock))
             for contender, counted in zip(self.contenders, rates, strict=True):
-                rate = _time(contender, place, clock) / self.scale
-                if place > 0:
+                rate = _time(contender, round_index, clock) / self.scale
+                if round_index > 0:
                     counted.append(rate)
                 tick()
         calibrations.append(calibrate(clock))
@@ -244,14 +244,14 @@ def calibrate(clock: Clock = time.perf_counter) -> float:
     return clock() - start
 
 
-def _time(contender: Contender, place: int, clock: Clock) -> float:
+def _time(contender: Contender, round_index: int, clock: Clock) -> float:
     """Return the rate of one run in units per second."""
     begin = clock()
-    units = contender.run(place)
+    units = contender.run(round_index)
     seconds = clock() - begin
     if contender.start is not None:
         begin = clock()
-        contender.start(place)
+        contender.start(round_index)
         seconds -= clock() - begin
     if seconds <= 0:
         raise ValueError(f"{contender.name} took no longer than its start; increase its work")
@@ -367,7 +367,7 @@ def busy_note(busy: Sequence[str], n_rows: int) -> list[str]:
     """Return a remark on the rows that were measured on a busy machine, if there are any."""
     if not busy:
         return []
-    which = f"{len(busy)} of {n_rows} rows" if len(busy) > _MOST_ROWS_NAMED else "; ".join(busy)
+    which = f"{len(busy)} of {n_rows} rows" if len(busy) > _MAX_ROWS_NAMED else "; ".join(busy)
     return [
         f"The machine was busy during {which}: trust the ratios more than the rates, or run again."
     ]

@@ -44,7 +44,7 @@ def bench_train(
     with tempfile.TemporaryDirectory(prefix="pixmix-bench-") as folder:
         loader = _loader(n, Path(folder))
 
-        def epoch(_place: int) -> float:
+        def epoch(_round: int) -> float:
             return float(sum(len(images) for images, _ in loader))
 
         alone = Comparison(
@@ -107,7 +107,7 @@ def _step_comparison(model: str, steps: int, loader: TrainLoader) -> Comparison:
     waits: list[float] = []
     times: list[float] = []
 
-    def ours(_place: int) -> float:
+    def ours(_round: int) -> float:
         for _ in range(steps):
             begin = time.perf_counter()
             images, labels = next(batches)
@@ -117,7 +117,7 @@ def _step_comparison(model: str, steps: int, loader: TrainLoader) -> Comparison:
         return float(steps * _BATCH)
 
     def alone(trainer: _Trainer) -> Callable[[int], float]:
-        def run(_place: int) -> float:
+        def run(_round: int) -> float:
             for _ in range(steps):
                 trainer.step(*batch_in_memory)
             return float(steps * _BATCH)

@@ -2,5 +2,5 @@
 
 from pixmix.commands import exit_if_shadowed
 
-# For `python -m pipelines.cli.gen` in a folder with a `fractals` of its own.
+# For `python -m pipelines.cli.gen` in a folder that holds another package named `fractals`.
 exit_if_shadowed()

@@ -306,8 +306,8 @@ def verify(
             verdict = verify_images(folder, find_generator, sample=regenerate, progress=progress)
         if not verdict.complete:
             text = (
-                f"{folder}: incomplete; run the command that started it again, with a smaller --n "
-                "to end it early"
+                f"{folder}: incomplete; repeat the command that started it, with a smaller --n to "
+                "end it early"
             )
         elif verdict.faults:
             faults = "1 fault" if len(verdict.faults) == 1 else f"{len(verdict.faults)} faults"

@@ -35,8 +35,8 @@ if TYPE_CHECKING:
     from pipelines.shards.output import OutputStore
     from pipelines.system.processes import RunChunks
 
-# A copy of the names in encoding.ENCODERS, whose import would take half a second; a test compares
-# them.
+# A copy of the names in generate.generators.ENCODERS, whose import would take half a second; a test
+# compares them.
 FORMATS = ("jpg", "png", "webp")
 SHARD_SIZE = 1000
 
@@ -91,7 +91,7 @@ def output_options(n: int, name: str | None) -> Callable[[Runner], Runner]:
 
     Args:
         n: the default number of images.
-        name: of the dataset, None for the value of the command's --kind.
+        name: name of the dataset; None for the value of the command's --kind.
     """
 
     def decorate(command: Runner) -> Runner:
@@ -358,8 +358,8 @@ def _describe_files(output: Output, job: "Job", result: "JobResult") -> tuple[st
     new = sum(map(len, result.made))
     rate = read_manifest(folder)["acceptance_rate"] if result.complete else None
     if rate is None:
-        text = f"{result.whole} of {result.n} images in {images} ({new} new); other tasks generate "
-        text += "the rest"
+        text = f"{result.n_finished} of {result.n} images in {images} ({new} new); other tasks "
+        text += "generate the rest"
     else:
         text = f"{result.n} images in {images} ({new} new); {rate:.0%} of the candidates were "
         text += "accepted"
@@ -367,7 +367,7 @@ def _describe_files(output: Output, job: "Job", result: "JobResult") -> tuple[st
         "folder": output.out,
         "images_folder": str(images),
         "images": job.request.n,
-        "whole": result.whole,
+        "finished": result.n_finished,
         "generated": new,
         "complete": result.complete,
         "acceptance_rate": rate,
@@ -389,7 +389,7 @@ def describe_shards(
     name, n = job.store.name, job.request.settings["n"]
     ranges = [[items.start, items.stop - 1] for items in result.missing]
     missing = ", ".join(str(a) if a == b else f"{a}-{b}" for a, b in ranges)
-    text = f"{name}: {result.whole:,} of {result.n:,} shards"
+    text = f"{name}: {result.n_finished:,} of {result.n:,} shards"
     if result.complete:
         shards = "1 shard" if result.n == 1 else f"{result.n:,} shards"
         text = f"{name}: complete; {n:,} images in {shards}"
@@ -402,8 +402,8 @@ def describe_shards(
         )
     else:
         text += (
-            f"; shards {missing} are missing; run the command that started the dataset again, as "
-            f"one task or several, then pixmix-gen merge {name}"
+            f"; shards {missing} are missing; repeat the command that started the dataset, as one "
+            f"task or several, then pixmix-gen merge {name}"
         )
     return text, {
         "location": name,

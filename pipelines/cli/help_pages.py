@@ -1,4 +1,4 @@
-"""Help that all commands share: groups of options, hints for unknown ones, one page of it all.
+"""The help of all commands: groups of options, hints for unknown options, and a page of it all.
 
 `--help` describes the options that most people use and names the others by group; `--help-all`
 describes all of them. The page is written by
@@ -21,7 +21,7 @@ from pixmix.commands import MODULES
 Decorated = TypeVar("Decorated", bound=Callable[..., Any])
 
 _WIDTH = 78
-"""Of the page in characters: what click uses in a terminal of 80 columns."""
+"""Width of the page in characters, as click uses in a terminal of 80 columns."""
 
 OUTPUT = "Output"
 """Group of the options for results."""
@@ -33,16 +33,16 @@ _LAST_GROUPS = {OUTPUT: 1, _HELP: 2}
 """Groups that are shown after the others, in this order."""
 
 _WIDEST_NAME = 24
-"""Characters. The text of an option with a longer name and value starts below it."""
+"""Maximum characters of an option's name and value beside its text; longer ones are above it."""
 
 _LONGEST_RANGE = 20
-"""Characters. A longer one, such as that of a seed, only says that the number fits 64 bits."""
+"""Maximum characters of a range in the help; longer ones, such as that of a seed, are omitted."""
 
 _ALL = "pixmix.help_all"
 """Key of `click.Context.meta`: whether all options are described."""
 
 _GROUPED_FROM = 10
-"""Options. A command with fewer has them in one list: groups would make its help longer."""
+"""Number of options from which a command shows them in groups, which make its help longer."""
 
 
 class Option(click.Option):
@@ -73,7 +73,7 @@ class Option(click.Option):
         return re.sub("INTEGER( RANGE)?", "INT", shown).replace("FLOAT RANGE", "FLOAT")
 
     def get_help_extra(self, ctx: click.Context) -> click.types.OptionHelpExtra:
-        """Return what stands in brackets behind the text; the range only with `--help-all`."""
+        """Return what is in brackets after the text; the range only with `--help-all`."""
         extra = super().get_help_extra(ctx)
         if isinstance(self.show_default, str):
             extra["default"] = self.show_default
@@ -83,7 +83,7 @@ class Option(click.Option):
 
 
 def option(*names: str, **attributes: Any) -> Callable[[Decorated], Decorated]:  # noqa: ANN401
-    """Return the decorator that adds an `Option`; see there."""
+    """Return the decorator that adds an `Option`."""
     return click.option(*names, cls=Option, **attributes)
 
 
@@ -160,7 +160,7 @@ class Command(click.Command):
         self.params.append(_help_all_option(hidden=complete))
 
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
-        """Parse; add hints to the error of an unknown option, and write others in plain words."""
+        """Parse; add hints to the error for an unknown option, and simplify other errors."""
         typed = list(args)
         try:
             return super().parse_args(ctx, args)
@@ -208,7 +208,7 @@ class Command(click.Command):
 
 
 class Group(click.Group):
-    """A group of such commands."""
+    """A group of commands, each a `Command`."""
 
     command_class = Command
     context_class = _Context
@@ -239,7 +239,7 @@ class Group(click.Group):
     def resolve_command(
         self, ctx: click.Context, args: list[str]
     ) -> tuple[str | None, click.Command | None, list[str]]:
-        """Return the command; for an unknown one, list those that there are."""
+        """Return the command; for an unknown one, raise an error that lists them."""
         try:
             return super().resolve_command(ctx, args)
         except click.UsageError as error:
@@ -289,7 +289,7 @@ def _write_options(
 
 
 def _write_examples(command: click.Command, formatter: click.HelpFormatter) -> None:
-    """Write the lines of the epilog; one that is too long is continued behind a backslash."""
+    """Write the lines of the epilog; one that is too long is continued after a backslash."""
     lines = (command.epilog or "").splitlines()
     if not lines:
         return

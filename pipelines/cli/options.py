@@ -21,13 +21,14 @@ from pipelines.errors import PipelineError
 from pipelines.system.progress import progress_bar as progress_bar
 
 SMALLEST_SIDE, LARGEST_SIDE = 16, 16384
-"""Pixels. Smaller images have no structure left to measure; WebP does not support larger ones."""
+"""Limits in pixels: smaller images have no structure to measure, and WebP has no larger ones."""
 
 # A copy of report.sets.SHEET_IMAGES, whose import would take seconds; a test compares them.
 SHEET_IMAGES = 64
 """Number of images on a contact sheet."""
 
 DATA, MODEL, PARALLEL, ERRORS = "Data", "Model", "Parallel work", "Error handling"
+REMOTE = "Remote shards"
 """Groups of options that several commands have."""
 
 
@@ -239,7 +240,7 @@ def pixmix_options(
     An option that is not passed is None, which stands for the default.
 
     Args:
-        defaults: of k, beta and severity.
+        defaults: defaults of k, beta and severity.
         most_rounds: the largest k.
         common: see `help_pages.Option`.
     """
@@ -269,9 +270,9 @@ def pixmix_options(
             group="PixMix",
             common=common,
             is_flag=True,
-            help="Also use the operations that overlap the corruptions of ImageNet-C, see "
-            "docs/mixing.md. The training commands of the PixMix authors use them; the default of "
-            "their script is off, as here.",
+            help="Also use color, contrast, brightness and sharpness, which overlap corruptions of "
+            "ImageNet-C. The authors' training commands pass this option; it is off by default in "
+            "their script, as here.",
         ),
     )
 
@@ -446,10 +447,10 @@ def file_option(
     """Return an option for an output file, which must have the extension of its metavar.
 
     Args:
-        names: of the option.
+        names: names of the option.
         metavar: name of the file in the help, such as "SHEET.png".
         text: the help.
-        attributes: of the option, see `help_pages.Option`.
+        attributes: see `help_pages.Option`.
     """
     extensions = _EXTENSIONS[metavar.rpartition(".")[2]]
 
@@ -476,4 +477,43 @@ def html_option(command: Decorated) -> Decorated:
         "--html",
         metavar="REPORT.html",
         text="Write a report to this self-contained HTML file.",
+    )(command)
+
+
+# --- Remote shards -------------------------------------------------------------------------------
+
+CACHE_OPTIONS = (
+    option(
+        "--cache-dir",
+        group=REMOTE,
+        common=False,
+        type=click.Path(path_type=Path, file_okay=False),
+        show_default="$PIXMIX_CACHE, $XDG_CACHE_HOME/pixmix or ~/.cache/pixmix",
+        help="Cache folder of this node for shards and decoded images. Use a disk of the node, not "
+        "a shared one.",
+    ),
+    option(
+        "--cache-limit",
+        group=REMOTE,
+        common=False,
+        type=ByteSize(),
+        show_default="free disk space",
+        help="Size limit of the shards in the cache, such as 200GB. Without it, the cache may "
+        "grow to the whole dataset.",
+    ),
+)
+"""The options --cache-dir and --cache-limit."""
+
+
+def download_timeout_option(command: Decorated) -> Decorated:
+    """Add --download-timeout."""
+    return option(
+        "--download-timeout",
+        group=REMOTE,
+        common=False,
+        type=click.FloatRange(0, min_open=True),
+        callback=finite,
+        metavar="SECONDS",
+        default=600.0,
+        help="Abort after this many seconds without new data from the server.",
     )(command)

@@ -26,12 +26,12 @@ if TYPE_CHECKING:
     from pipelines.training.recipes import StepProgress, TrainResult
     from pipelines.training.stopping import Stopping
 
-_INTERRUPTED = "interrupted; run the same command with --resume auto to resume"
+_INTERRUPTED = "interrupted; run the same command with --resume to resume"
 
 _STOPPED_BEFORE = "stopped before the first step"
 
 _NOT_IN_TIME = (
-    "stopped, and no checkpoint could be saved in time; run the same command with --resume auto to "
+    "stopped, and no checkpoint could be saved in time; run the same command with --resume to "
     "resume from the last one"
 )
 
@@ -44,7 +44,9 @@ def main() -> None:
     """Train image classifiers with PixMix, in one process or under torchrun.
 
     The default recipes are those of the released PixMix scripts. The authors' README adds --all-ops
-    for the runs of the paper. A stopped run resumes exactly where it stopped.
+    for the runs of the paper. With --resume, a stopped run continues from its latest checkpoint.
+    A checkpoint is written after every epoch, more often with --checkpoint-every, and on Ctrl-C or
+    SIGTERM.
     """
 
 
@@ -74,8 +76,8 @@ def _help_of(dataset: Dataset) -> str:
         )
     return (
         f"{text}\n\nDATA has the folders train and val of pixmix-shard imagefolder. The default "
-        "learning rate is that of the released script, which fine-tunes pretrained weights; pass "
-        "--pretrained to do the same."
+        "learning rate is 0.01, as in the authors' script. It suits fine-tuning, but --pretrained "
+        "is off by default, as in that script."
     )
 
 
@@ -266,7 +268,7 @@ def _stop_in_one_line() -> Iterator[None]:
 
 
 def _print_why(stopping: "Stopping", result: "TrainResult | None") -> None:
-    """Print why a training ended, where a signal or an error ended it."""
+    """Print why a training ended, if a signal or an error ended it."""
     if stopping.error is not None:
         click.echo(f"Error: no checkpoint was saved: {stopping.error}", err=True)
     elif stopping.interrupted:
@@ -280,7 +282,7 @@ def _open_data(
 ) -> "TrainingData":
     """Open the data, and write their shards first if necessary.
 
-    All other inputs are checked before, because writing shards may take long.
+    All other inputs are checked first, because writing shards may take long.
     """
     from pipelines.training.data import check_inputs, open_training_data
 
@@ -289,7 +291,13 @@ def _open_data(
     with processes.watchdog.awaiting("process 0, which opens or shards the data"):
         with processes.together():
             if processes.first:
-                check_inputs(out, options["mixing_sets"], weights=options["weights"], **reading)
+                check_inputs(
+                    out,
+                    options["mixing_sets"],
+                    weights=options["weights"],
+                    resume=options["resume"] == "auto",
+                    **reading,
+                )
                 with progress_bar("samples") as made:
                     data = find(made, **reading)
         with processes.together():
@@ -322,7 +330,6 @@ def _recipe(dataset: Dataset, options: dict[str, Any]) -> Recipe:
     from pipelines.models.registry import has_dropout
 
     base = named_recipe(dataset.recipe)
-
     changes = _passed(options, _names(Recipe))
     augment, model = changes.get("augment", base.augment), changes.get("model", base.model)
     _refuse_ignored(augment, model, options)
@@ -411,7 +418,7 @@ def _described(result: "TrainResult", out: Path, torch_version: str) -> tuple[st
     if result.finished:
         text = f"{known}checkpoint in {result.checkpoint}, metrics in {out / 'metrics.csv'}"
     else:
-        text = f"{known}stopped after step {result.step}; pass --resume auto to resume"
+        text = f"{known}stopped after step {result.step}; pass --resume to resume"
     return text, {
         "finished": result.finished,
         "step": result.step,

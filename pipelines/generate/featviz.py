@@ -47,7 +47,7 @@ _PLAIN_SETTINGS = (
 
 _OTHER_LICENCE = "as the licence of the network's weights allows"
 
-_MOST_ATTEMPTS = 8
+_MAX_ATTEMPTS = 8
 _HALF = (0.5, 0.5, 0.5)
 """Mean and standard deviation of the inputs of CIFAR networks."""
 _MAX_BATCH = {"cpu": GROUP, "mps": 32, "cuda": 128}
@@ -97,7 +97,7 @@ class FeatvizGenerator:
         generated: dict[int, Generated] = {}
         for recipes in by_layer.values():
             for begin in range(0, len(recipes), self.batch):
-                generated |= self._generate_living(recipes[begin : begin + self.batch])
+                generated |= self._generate_with_retries(recipes[begin : begin + self.batch])
         return (generated[index] for index in indices)
 
     def regenerate(self, record: Mapping[str, Any]) -> Pixels | None:
@@ -134,8 +134,8 @@ class FeatvizGenerator:
     def chunk_size(self) -> int:
         """Return how many images are generated between two commits to the disk.
 
-        One batch of one layer. If batches are larger than the groups of images that share a
-        layer, enough groups to fill a batch of every layer.
+        This is one batch of one layer. If a batch is larger than a group of images that share a
+        layer, it is enough groups to fill a batch of every layer.
         """
         groups = self.batch // GROUP
         return GROUP if groups <= 1 else groups * GROUP * len(self.layers)
@@ -185,7 +185,7 @@ class FeatvizGenerator:
             self.model, self.weights, self.random_weights, self.layers, self.device, self.precision
         )
 
-    def _generate_living(self, recipes: list[Recipe]) -> dict[int, Generated]:
+    def _generate_with_retries(self, recipes: list[Recipe]) -> dict[int, Generated]:
         """Generate images of one layer; generate dead ones again with the next attempt."""
         generated = {}
         while recipes:
@@ -213,13 +213,13 @@ class FeatvizGenerator:
                     "made_on": self._made_on(),
                 }
                 generated[recipe.index] = Generated(image, record, recipe.attempt + 1)
-            recipes = [self._another(recipe) for recipe in dead]
+            recipes = [self._next_attempt(recipe) for recipe in dead]
         return generated
 
-    def _another(self, recipe: Recipe) -> Recipe:
-        if recipe.attempt + 1 == _MOST_ATTEMPTS:
+    def _next_attempt(self, recipe: Recipe) -> Recipe:
+        if recipe.attempt + 1 == _MAX_ATTEMPTS:
             raise PipelineError(
-                f"image {recipe.index} was flat in {_MOST_ATTEMPTS} attempts: layer {recipe.layer} "
+                f"image {recipe.index} was flat in {_MAX_ATTEMPTS} attempts: layer {recipe.layer} "
                 f"of {self.model} has nothing to show; pass other layers with --layer, or increase "
                 "--steps"
             )

@@ -233,7 +233,7 @@ class _ImageFiles:
         ]
 
     def parse(self, item: int, line: bytes, sizes: Mapping[str, int]) -> tuple[bytes, int] | None:
-        """Return the line and its number of drafts; None if either the line or the file is bad."""
+        """Return the line and its number of drafts; None if the line or the file is damaged."""
         try:
             record = msgspec.json.decode(line, type=Record)
         except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
@@ -276,7 +276,7 @@ class _ImageFiles:
                 file.write(line + b"\n")
                 drafts += attempts
         for path in (self.folder / IMAGES).glob(f"[0-9]*.{self.format}"):
-            # The dataset may have been begun with a larger n.
+            # The dataset may have been started with a larger n.
             if path.stem.isdecimal() and int(path.stem) >= request.n:
                 path.unlink(missing_ok=True)
         manifest = {
@@ -380,7 +380,7 @@ def unmerged_shards(store: OutputStore) -> Job:
         if not {"n", "name", "num_shards"} <= request.settings.keys():
             raise PipelineError(
                 f"{store.name} is not a dataset of pixmix-gen --to-shards; to complete a dataset "
-                "of image files or of pixmix-shard, run the command that began it again"
+                "of image files or of pixmix-shard, repeat the command that started it"
             )
     return _shard_job(store, request, None, 1)
 
@@ -396,7 +396,7 @@ def _shard_job(
 
 
 def _request_of(manifest: bytes, store: OutputStore) -> Request:
-    """Return the request that a complete sharded dataset was begun with.
+    """Return the request that a complete sharded dataset was started with.
 
     Raises:
         PipelineError: if the manifest is not that of a sharded dataset.
@@ -440,7 +440,7 @@ class _Shards:
         return parse_sidecar(line, self._name(item), sizes)
 
     def takes_over(self, names: set[str]) -> bool:
-        # Without a manifest nothing proves that the tars are whole, so they are written again.
+        # Without a manifest nothing proves that the tars are complete, so they are written again.
         tars = {self._name(shard) for shard in range(self.settings["num_shards"])}
         return bool(names & tars) and names <= tars | {
             INDEX_NAME,

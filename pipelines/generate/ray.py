@@ -32,7 +32,7 @@ _TASKS_PER_SLOT = 2
 """Tasks that run or are queued: no slot waits for this process, and an interruption drops few."""
 
 _POLL_S = 2.0
-"""Between two queries of the cluster's resources, since machines come and go."""
+"""Time between two queries of the cluster's resources, because machines join and leave it."""
 
 _CONNECT_TIMEOUT_S = 10.0
 

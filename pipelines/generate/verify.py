@@ -34,7 +34,7 @@ SAME_IMAGE_DECIBELS = 40.0
 13 dB between different images."""
 
 _COPY = "restore manifest.json from a copy"
-_AGAIN = "run the command that generated the dataset again"
+_AGAIN = "repeat the command that generated the dataset"
 _REGENERATES = "all images are then regenerated"
 
 

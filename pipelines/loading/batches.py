@@ -1,4 +1,4 @@
-"""Making of batches from the samples of a dataset."""
+"""Make batches from the samples of a dataset."""
 
 import json
 import logging
@@ -109,7 +109,7 @@ class BatchMaker:
         samples: the dataset.
         config: settings of the loader.
         preprocess: preprocessing of the images.
-        size: height and width of a sample in a batch, pixels.
+        size: height and width of a sample in a batch, in pixels.
         mixing_set: the mixing images, or None.
         training: whether images are cropped at random, flipped and mixed; otherwise their center is
             cropped.
@@ -325,7 +325,7 @@ def _open_mixing_set(
 
 
 def _default_preprocess(samples: Samples) -> PreprocessConfig:
-    """Return the paper's recipe for small images, or else that for images of any size."""
+    """Return `CIFAR` for a dataset of small images, and `IMAGENET` for any other."""
     if isinstance(samples, ShardDataset):
         dataset = dataset_of_kind(samples.shards.kind)
         return CIFAR if dataset is not None and dataset.images == "small" else IMAGENET
@@ -333,11 +333,13 @@ def _default_preprocess(samples: Samples) -> PreprocessConfig:
 
 
 def _first_size(samples: Samples) -> tuple[int, int]:
-    """Return height and width of the first image, pixels."""
+    """Return the height and width of the first image, in pixels."""
     try:
         height, width, _ = samples[0][0].shape
     except SampleError as error:
-        raise PipelineError(f"{error}; the size of the first image is needed") from error
+        raise PipelineError(
+            f"{error}; the loader reads the size of this image, so replace it"
+        ) from error
     return height, width
 
 

@@ -63,7 +63,7 @@ _CHUNK = 64
 _PIECE = 1 << 26
 """Bytes per hash, so that threads can share a file; one thread hashes 2.8 GB in 2 s."""
 
-_MOST_RECORD_BYTES = 2**30
+_MAX_RECORD_BYTES = 2**30
 
 _verified: dict[Path, tuple[int, ...]] = {}
 """Files that this process has verified, and their state then; inherited by forked processes."""
@@ -207,7 +207,7 @@ def _check_left_out(record: "_Record", on_decode_error: OnMixingDecodeError | No
 
 def _cannot_be_decoded(message: str, on_decode_error: OnMixingDecodeError | None) -> str:
     choice = (
-        ", or skip such images by on_decode_error='skip' (train_loader: on_mixing_decode_error; "
+        ", or skip such images with on_decode_error='skip' (train_loader: on_mixing_decode_error; "
         "pixmix-train: --on-mixing-decode-error skip)"
     )
     return f"{message}; remove or replace the image{choice if on_decode_error == 'raise' else ''}"
@@ -277,7 +277,7 @@ def _is_of_another_user(folder: Path) -> bool:
 
 
 def _read_record(folder: Path) -> "_Record":
-    content = read_regular(folder / _RECORD, max_bytes=_MOST_RECORD_BYTES)
+    content = read_regular(folder / _RECORD, max_bytes=_MAX_RECORD_BYTES)
     return read_json(content, _Record, str(folder / _RECORD), f"remove {folder}")
 
 

@@ -256,7 +256,8 @@ class TrainLoader:
         self.last_indices: NDArray[np.int64] = np.zeros(0, np.int64)
         if self.left_out and self.world.rank == 0:
             _log.info(
-                "each epoch leaves out %d of %d samples, others each time: the batch size is %d",
+                "each epoch leaves out %d of %d samples, different ones each time: they do not "
+                "fill a batch of %d",
                 self.left_out, self.n_samples, config.batch_size,
             )  # fmt: skip
 
@@ -273,7 +274,7 @@ class TrainLoader:
 
     @property
     def left_out(self) -> int:
-        """The number of samples, others each time, that an epoch leaves out to fill its batches."""
+        """The number of samples that an epoch leaves out, because they do not fill a batch."""
         return self.n_samples % self.config.batch_size
 
     @property

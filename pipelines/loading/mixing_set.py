@@ -202,7 +202,7 @@ def image_source(
 
 
 def is_of_shards(path: Path) -> bool:
-    """Return whether a path is of shards; the manifest of a folder of images has another format."""
+    """Return whether a folder contains shards; a folder of images has another kind of manifest."""
     if path.name == MANIFEST_NAME or ("{" in path.name and not path.exists()):
         return True
     folder = path if path.is_dir() else path.parent

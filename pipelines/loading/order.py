@@ -22,7 +22,7 @@ each batch takes equally many samples from each, one partition after another.
                         rank 0: 4 0 1  rank 1: 9 8 7
 
 If P divides W or W divides P, a rank needs only the shards of its own partitions. One partition is
-the same as none. The order is public interface: a change increases `ORDER_VERSION`.
+the same as none. The order is public interface: a change increments `ORDER_VERSION`.
 """
 
 import math

@@ -31,13 +31,13 @@ from pipelines.models.registry import (
 
 log = logging.getLogger(__name__)
 
-_MOST = 1_000_000
+_MAX_SIZE = 1_000_000
 """Limit for numbers of classes and sides in pixels; larger ones mean a damaged file."""
 
 _Finite = Annotated[float, msgspec.Meta(gt=-1e30, lt=1e30)]
 _Positive = Annotated[float, msgspec.Meta(gt=0, lt=1e30)]
 _THREE = msgspec.Meta(min_length=3, max_length=3)
-_Side = Annotated[int, msgspec.Meta(ge=0, le=_MOST)]
+_Side = Annotated[int, msgspec.Meta(ge=0, le=_MAX_SIZE)]
 
 
 class NetworkMetadata(msgspec.Struct, kw_only=True):
@@ -57,7 +57,7 @@ class NetworkMetadata(msgspec.Struct, kw_only=True):
 
     model: str | None = None
     pretrained: str | None = None
-    classes: Annotated[int, msgspec.Meta(ge=1, le=_MOST)] | None = None
+    classes: Annotated[int, msgspec.Meta(ge=1, le=_MAX_SIZE)] | None = None
     class_names: list[str] | None = None
     mean: Annotated[list[_Finite], _THREE] | None = None
     std: Annotated[list[_Positive], _THREE] | None = None
@@ -110,8 +110,8 @@ def open_checkpoint(path: Path, model: str | None) -> tuple[nn.Module, dict[str,
         safe = family_of(name).safe
         if model is None and not safe:
             raise ValueError(
-                f"{path} names the function {name!r} as its network, which is not run for a file; "
-                f"if you trust it, pass --model {name}"
+                f"{path} names the function {name!r} as its network, but a file may not choose "
+                f"which function runs; if you trust it, pass --model {name}"
             )
         classes = metadata.get("classes") or _classes_of(state, name)
         if safe:

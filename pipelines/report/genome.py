@@ -68,7 +68,7 @@ def read_genome(path: Path, index: int | None) -> ReadGenome:
         manifest = _manifest(path)
         _check_not_shards(manifest, path)
         record = _record(path / "metadata.jsonl", index)
-        genome = _of_record(record, f"image {index} of {path}", manifest.get("kind"))
+        genome = _genome_of_record(record, f"image {index} of {path}", manifest.get("kind"))
         return ReadGenome(genome=genome, shape=_shape(manifest))
     document = read_json(read_regular(path, max_bytes=_LARGEST_FILE), Any, str(path), _REMEDY)
     _check_not_shards(document, path)
@@ -79,7 +79,7 @@ def read_genome(path: Path, index: int | None) -> ReadGenome:
         )
     if index is not None:
         raise PipelineError(f"{path} has a single genome; omit --index")
-    return ReadGenome(genome=_of_record(document, str(path), None), shape=SQUARE)
+    return ReadGenome(genome=_genome_of_record(document, str(path), None), shape=SQUARE)
 
 
 def _check_not_shards(manifest: Any, path: Path) -> None:  # noqa: ANN401
@@ -132,7 +132,7 @@ def _record(path: Path, index: int) -> Any:  # noqa: ANN401
     return read_json(line, Any, f"{path}, line {index + 1}", _REMEDY)
 
 
-def _of_record(document: Any, where: str, kind: object) -> Genome:  # noqa: ANN401
+def _genome_of_record(document: Any, where: str, kind: object) -> Genome:  # noqa: ANN401
     if isinstance(document, dict) and "genome" in document:
         document = document["genome"]
     elif kind not in (None, "fractals"):
@@ -394,9 +394,9 @@ def _panel(genome: Genome, number: int, shape: tuple[int, int]) -> Image.Image:
     panel.paste(drawn, (0, 0))
     pen = ImageDraw.Draw(panel)
     font = ImageFont.load_default(TEXT)
-    for place, line in enumerate(lines):
-        fill = INK if place == 0 else SOFT
-        where = (drawn.width + 12, place * LINE)
+    for position, line in enumerate(lines):
+        fill = INK if position == 0 else SOFT
+        where = (drawn.width + 12, position * LINE)
         pen.text(where, shortened(line, font, _COLUMN), fill=fill, font=font)
     return panel
 
@@ -446,8 +446,8 @@ def _diagram(layer: ChaosLayer, colours: NDArray[np.uint8], shape: tuple[int, in
     for number, each in enumerate(shapes):
         # Row 0 of an image is at the top of the window. Pillow wraps coordinates
         # beyond 2^31 around.
-        places = np.clip((each - centre) * scale + _SMALL, -_FAR, _FAR)
-        corners = [(float(x), float(y)) for x, y in places]
+        pixels = np.clip((each - centre) * scale + _SMALL, -_FAR, _FAR)
+        corners = [(float(x), float(y)) for x, y in pixels]
         if number == 0:
             pen.polygon(corners, outline=SOFT, width=3)
             continue

@@ -43,7 +43,7 @@ class MixingImages(Sequence[Pixels]):
     It has the images of `open_mixing_set` in the same order, and `PixMix` accepts it instead.
 
     Args:
-        places: one or more mixing sets, as for `open_mixing_set`.
+        locations: one or more mixing sets, as for `open_mixing_set`.
         size: length of the shorter side in pixels.
 
     Raises:
@@ -51,8 +51,8 @@ class MixingImages(Sequence[Pixels]):
         OSError: if a set cannot be read.
     """
 
-    def __init__(self, places: Sequence[str | Path], size: int) -> None:
-        self._source: ImageSource = join_sources([image_source(place) for place in places])
+    def __init__(self, locations: Sequence[str | Path], size: int) -> None:
+        self._source: ImageSource = join_sources([image_source(each) for each in locations])
         self._source.check()
         # This scans the folders, and fails if one has no images.
         self._n = len(self._source)
@@ -184,9 +184,9 @@ def mix(
     sample = plan.samples[0]
     images, name, crop = NO_IMAGES, None, None
     if mixing_set is not None and plan.needs_mixing_image()[0]:
-        place = int(sample["mixing_image"])
-        whole = mixing_set[place]
-        name, images = mixing_set.name(place), PackedImages.pack([whole])
+        position = int(sample["mixing_image"])
+        whole = mixing_set[position]
+        name, images = mixing_set.name(position), PackedImages.pack([whole])
         sample["mixing_image"] = 0
         top = draw_corner(sample["top_word"], whole.shape[0], side)
         left = draw_corner(sample["left_word"], whole.shape[1], side)
@@ -340,10 +340,10 @@ def figure(image: Pixels, draws: Sequence[Draw]) -> Image.Image:
     for cells, height in zip(blocks, heights, strict=True):
         if top > _MARGIN:
             pen.line((_MARGIN, top - _GAP // 2, width - _MARGIN, top - _GAP // 2), fill=FRAME)
-        for place, cell in enumerate(cells):
-            row, column = divmod(place, _COLUMNS)
+        for position, cell in enumerate(cells):
+            row, column = divmod(position, _COLUMNS)
             left = _MARGIN + column * (_CELL + _GAP)
-            framed = place == len(cells) - 1
+            framed = position == len(cells) - 1
             _draw_cell(canvas, cell, (left, top + row * (_CELL_HEIGHT + _GAP)), framed=framed)
         top += height
     return canvas
@@ -389,8 +389,8 @@ def _draw_cell(canvas: Image.Image, cell: _Cell, corner: tuple[int, int], *, fra
     for number, line in enumerate(cell.lines):
         indent = _THUMB + 8 if cell.other is not None and number < 2 else 0
         text = shortened(line, font, _CELL - indent)
-        place = (left + indent, top + number * _LINE)
-        pen.text(place, text, fill=SOFT if number == 1 else INK, font=font)
+        position = (left + indent, top + number * _LINE)
+        pen.text(position, text, fill=SOFT if number == 1 else INK, font=font)
 
 
 def _name(draw: Draw) -> str:

@@ -35,7 +35,7 @@ _PHONE_COLUMNS = 50
 def short_names(paths: Sequence[Path]) -> list[str]:
     """Return the shortest ends of paths that distinguish the paths.
 
-    Paths are resolved, so "." is called by the name of its folder. Bytes that are not UTF-8 are
+    Paths are resolved, so "." gets the name of its folder. Bytes that are not UTF-8 are
     escaped, because names are drawn and written to files.
     """
     whole = [Path(printable(str(path.resolve()))) for path in paths]
@@ -97,7 +97,7 @@ class Table:
 
     @property
     def is_wide(self) -> bool:
-        """Whether the table is too wide for a phone, where a hint tells to scroll."""
+        """Whether the table is too wide for a phone, and needs a hint to scroll."""
         # A phone breaks the names of rows.
         names, *columns = zip(self.header, *self.rows, strict=True)
         widths = [min(max(map(len, names)), _SHORT_NAME), *(max(map(len, one)) for one in columns)]
@@ -225,11 +225,11 @@ def fitted(pixels: Pixels, side: int) -> Image.Image:
 def contact_sheet(
     images: Sequence[Pixels], columns: int | None = None, cell: int = 128
 ) -> Image.Image:
-    """Return images in reading order on a grid of square cells, each as large as fits its cell.
+    """Return images in reading order on a grid of square cells, each scaled to fit its cell.
 
     Args:
         images: one or more (h, w, 3) uint8 of any shapes; each is centred and keeps its aspect.
-        columns: images per row; None makes the grid about square, rather wide than high.
+        columns: images per row; None makes the grid square, or slightly wider than high.
         cell: side of a cell in pixels.
 
     Raises:

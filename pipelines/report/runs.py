@@ -39,7 +39,7 @@ from pipelines.text_table import BEST_NOTE, aligned, has_best_mark, with_best_ma
 METRICS = "metrics.jsonl"
 EVALUATION = "evaluation.json"
 
-_MOST_BYTES = 2**28
+_MAX_BYTES = 2**28
 
 _Number = (
     Annotated[int, msgspec.Meta(ge=-(2**53), le=2**53)]
@@ -47,7 +47,7 @@ _Number = (
     | None
 )
 
-_TRAIN_AGAIN = "run the training command again with --resume auto, which writes the file again"
+_TRAIN_AGAIN = "run the training command again with --resume, which writes the file again"
 
 _HASH_DIGITS = 12
 """Digits of a hash that are shown."""
@@ -117,7 +117,7 @@ def files_read(folder: Path) -> list[Path]:
 
 def _history(path: Path) -> tuple[Mapping[str, Any], ...]:
     try:
-        content = read_regular(path, max_bytes=_MOST_BYTES)
+        content = read_regular(path, max_bytes=_MAX_BYTES)
     except FileNotFoundError as error:
         raise PipelineError(
             f"{path} not found: {path.parent} is not an output folder of pixmix-train, or its "
@@ -245,15 +245,15 @@ def _settings(record: RunRecord) -> Iterator[tuple[str, str]]:
         digits = weights.sha256 and weights.sha256[:_HASH_DIGITS]
         yield "initial weights", digits or weights.location
     for name in dict.fromkeys(name for each in record.sessions for name in each.versions):
-        yield name, _of_sessions(record, partial(_version, name))
-    yield "git commit", _of_sessions(record, _commit)
-    yield "CPU", _of_sessions(record, lambda session: session.hardware.cpu)
-    yield "cores", _of_sessions(record, lambda session: str(session.hardware.cores))
-    yield "GPUs", _of_sessions(record, lambda session: _gpus(session.hardware.gpus))
-    yield "processes", _of_sessions(record, lambda session: str(session.hardware.world_size))
+        yield name, _changes_of(record, partial(_version, name))
+    yield "git commit", _changes_of(record, _commit)
+    yield "CPU", _changes_of(record, lambda session: session.hardware.cpu)
+    yield "cores", _changes_of(record, lambda session: str(session.hardware.cores))
+    yield "GPUs", _changes_of(record, lambda session: _gpus(session.hardware.gpus))
+    yield "processes", _changes_of(record, lambda session: str(session.hardware.world_size))
 
 
-def _of_sessions(record: RunRecord, of: Callable[[Session], str]) -> str:
+def _changes_of(record: RunRecord, of: Callable[[Session], str]) -> str:
     """Return a property of a run's sessions, with each change of it."""
     return ", then ".join(text for text, _ in groupby(map(of, record.sessions)))
 
@@ -370,7 +370,7 @@ def curves(runs: Sequence[TrainingRun]) -> bytes:
     axes = figure.subplots(2, 1, sharex=True)
     for axis, measure, scale in zip(axes, _MEASURES, (1, 100), strict=True):
         measured = _measured(runs, measure)
-        for place, run in enumerate(runs):
+        for position, run in enumerate(runs):
             for split in measured:
                 points = [
                     (record["epoch"], scale * record[f"{split}_{measure}"])
@@ -381,7 +381,7 @@ def curves(runs: Sequence[TrainingRun]) -> bytes:
                     axis.plot(
                         *zip(*points, strict=True),
                         _STYLES[split][0],
-                        color=f"C{place % 10}",
+                        color=f"C{position % 10}",
                         marker="." if len(points) < 30 else "",
                     )
         axis.set_ylabel(f"{measure}, %" if scale == 100 else measure)
@@ -396,8 +396,8 @@ def curves(runs: Sequence[TrainingRun]) -> bytes:
             axis.text(0.5, 0.5, "not measured", transform=axis.transAxes, ha="center", color="grey")
     axes[-1].set_xlabel("epoch")
     names = [
-        axes[0].plot([], [], color=f"C{place % 10}", label=legend_name(run.name))[0]
-        for place, run in enumerate(runs)
+        axes[0].plot([], [], color=f"C{position % 10}", label=legend_name(run.name))[0]
+        for position, run in enumerate(runs)
     ]
     figure.legend(handles=names, loc="outside upper center", ncols=3, frameon=False)
     return plot_png(figure, dpi=120)

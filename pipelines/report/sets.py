@@ -132,14 +132,19 @@ def histograms_of(sets: Sequence[MeasuredSet]) -> bytes:
         low, high = float(ends.min()), float(ends.max())
         edges = np.linspace(low, high if high > low else low + 1, _BINS + 1)
         highest = 0.0
-        for place, (name, column) in enumerate(values.items()):
+        for position, (name, column) in enumerate(values.items()):
             share = np.histogram(column, edges)[0] / len(column)
             highest = max(highest, float(share.max()))
             axis.stairs(
-                share, edges, fill=True, alpha=0.5, color=f"C{place % 10}", label=legend_name(name)
+                share,
+                edges,
+                fill=True,
+                alpha=0.5,
+                color=f"C{position % 10}",
+                label=legend_name(name),
             )
-        for place, (name, reference) in enumerate(known):
-            height = -0.1 * (place + 1) * highest
+        for position, (name, reference) in enumerate(known):
+            height = -0.1 * (position + 1) * highest
             colour = "grey" if name == _PHOTOGRAPHS else "black"
             if reference.p10 is not None and reference.p90 is not None:
                 axis.plot([reference.p10, reference.p90], [height, height], color=colour, lw=2)
@@ -283,7 +288,7 @@ class Verdict(NamedTuple):
     met: bool | None
 
 
-_MOST_NAMED = 3
+_MAX_NAMED = 3
 
 _FLAMES, _PHOTOGRAPHS = "human-made flames", "photographs"
 
@@ -456,7 +461,7 @@ def _reference(reference: Reference | None) -> str:
 
 
 def summary(statistics: SetStatistics) -> str:
-    """Return a line with the number of targets met, and the images that are bad."""
+    """Return a line with the number of targets met, and the unreadable, dead and similar images."""
     judged = [verdict for verdict in verdicts(statistics) if verdict.met is not None]
     met = sum(verdict.met is True for verdict in judged)
     text = f"{met} of {len(judged)} targets met"
@@ -482,5 +487,5 @@ def _named_group(group: Sequence[str]) -> str:
 
 
 def _some(names: Sequence[str], between: str = ", ") -> str:
-    more = [] if len(names) <= _MOST_NAMED else ["..."]
-    return between.join([*names[:_MOST_NAMED], *more])
+    more = [] if len(names) <= _MAX_NAMED else ["..."]
+    return between.join([*names[:_MAX_NAMED], *more])

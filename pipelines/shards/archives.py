@@ -87,16 +87,16 @@ def archived_images(path: Path) -> Iterator[ArchivedImage]:
         path: a tar, a zip, or a .npy of (N, H, W, 3) uint8, such as the 300K random images.
 
     Raises:
-        PipelineError: if it is another file, a compressed tar, damaged, or holds names or members
-            that would mislead an unpacker.
+        PipelineError: if it is a file of another type, a compressed tar or damaged, or holds names
+            or members that would mislead an unpacker.
         OSError: if it cannot be read.
     """
     with open_regular(path) as file:
         beginning = file.read(len(_NPY_BEGINNING))
     if beginning == _NPY_BEGINNING:
-        yield from _of_array(path)
+        yield from _array_images(path)
     elif beginning.startswith(_ZIP_BEGINNINGS):
-        yield from _of_zip(path)
+        yield from _zip_images(path)
     else:
         for member in scan_tar(path):
             if is_image_name(member.name):
@@ -137,14 +137,14 @@ def _read(descriptor: int, path: Path, offset: int, size: int) -> bytes:
 
 
 def _inflated(compressed: bytes, size: int) -> bytes:
-    """Decompress at most size + 1 bytes; return none if the data is damaged."""
+    """Decompress at most size + 1 bytes; return no bytes if the data is damaged."""
     try:
         return zlib.decompressobj(-zlib.MAX_WBITS).decompress(compressed, size + 1)
     except zlib.error:
         return b""
 
 
-def _of_array(path: Path) -> Iterator[ArchivedImage]:
+def _array_images(path: Path) -> Iterator[ArchivedImage]:
     remedy = "use an array of images, (N, height, width, 3) uint8, as numpy.save writes it"
     with open_regular(path) as file:
         content = file.read(_MAX_NPY_HEADER_BYTES)
@@ -169,7 +169,7 @@ def _of_array(path: Path) -> Iterator[ArchivedImage]:
         yield ArchivedImage(name=f"{i}.png", place=(first + i * size, height, width), size=-1)
 
 
-def _of_zip(path: Path) -> Iterator[ArchivedImage]:
+def _zip_images(path: Path) -> Iterator[ArchivedImage]:
     damaged = f"{path} is a damaged zip; copy it again"
     found = []
     with open_regular(path) as file:
@@ -328,7 +328,7 @@ def _read_cifar(dataset: Dataset, path: Path | None, split: Split) -> Arrays:
             files = {name: _read_unpacked(folders[0] / name) for name in wanted}
             return _cifar_arrays(path, dataset, layout, files)
         except PipelineError:
-            # A full disk may have stopped the unpacking: the archive beside it may be whole.
+            # A full disk may have stopped the unpacking: the archive beside it may be intact.
             if archive is None:
                 raise
     if archive is None:

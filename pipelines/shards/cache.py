@@ -1,6 +1,6 @@
 """The shard cache of a node, with a size limit, and the hashes of files that were verified.
 
-    CACHE/shards/SHA256                 a whole file; its name is the SHA-256 of its content
+    CACHE/shards/SHA256                 a complete file; its name is the SHA-256 of its content
                  SHA256.BYTES.partial   a download that is running, or can be resumed
           used/SHA256                   empty; its modification time is the last use of the file
           verified/KEY.json             hash of the file of a path, and its size and times
@@ -73,7 +73,7 @@ _log = logging.getLogger(__name__)
 
 
 class CacheFullError(PipelineError):
-    """Raised if the cache has no room for a file beside the files that are in use."""
+    """Raised if the cache has no room for a file in addition to those in use."""
 
 
 def cache_folder(given: Path | None = None) -> Path:
@@ -129,17 +129,17 @@ class HeldFile:
 class Download:
     """A partial file that this process alone can write; it may already hold the beginning."""
 
-    def __init__(self, partial: Path, whole: Path, descriptor: int) -> None:
+    def __init__(self, partial: Path, final: Path, descriptor: int) -> None:
         # Unbuffered, so that closing the file does not write again what a full disk refused.
         self.file: BinaryIO = os.fdopen(descriptor, "r+b", buffering=0)
         self._partial = partial
-        self.whole = whole
+        self.final = final
 
     def finish(self) -> None:
         """Rename the verified file to its final name, and unlock it."""
         flush_to_disk(self.file)
-        self._partial.replace(self.whole)
-        flush_folder(self.whole.parent)
+        self._partial.replace(self.final)
+        flush_folder(self.final.parent)
         self._unlock()
 
     def leave(self, *, keep: bool) -> None:
@@ -218,12 +218,12 @@ class ShardCache:
             max_bytes: room to make if the size is unknown.
 
         Raises:
-            CacheFullError: if the cache has no room for it beside the files that are in use.
+            CacheFullError: if the cache has no room for it in addition to the files in use.
             PipelineError: if the file system has no locks, or the folder cannot be written.
             StoppedError: if `stop` is set.
         """
         room = max_bytes or 0 if n_bytes is None else n_bytes
-        whole = self.files / sha256
+        final = self.files / sha256
         partial = self.files / f"{sha256}.{room}{PARTIAL_SUFFIX}"
         while True:
             held = self.hold(sha256, n_bytes)
@@ -240,8 +240,8 @@ class ShardCache:
                 # Another process finished or removed it before this one got the lock.
                 unlock_and_close(descriptor)
                 continue
-            download = Download(partial, whole, descriptor)
-            if is_regular(whole):
+            download = Download(partial, final, descriptor)
+            if is_regular(final):
                 # Another process finished it, and this partial file is new.
                 download.leave(keep=False)
                 continue
@@ -277,7 +277,10 @@ class ShardCache:
         return descriptor
 
     def _make_room(self, n_bytes: int) -> None:
-        """Remove the least recently used files until a listed file of `n_bytes` has room."""
+        """Remove the least recently used files until a new file has room.
+
+        Its partial file is in the folder already, and its name holds `n_bytes`, so it is counted.
+        """
         if self.limit_bytes is not None and n_bytes > self.limit_bytes:
             raise CacheFullError(
                 f"the limit of the cache {self.folder} is {self.limit_bytes} bytes, too small for "
@@ -351,7 +354,9 @@ def checked_sha256(path: Path, n_bytes: int, cache: ShardCache) -> str:
                 stamp.parent.mkdir(parents=True, exist_ok=True)
                 stack.enter_context(folder_lock(stamp.with_name(f"{stamp.name[:2]}.lock")))
             except (OSError, PipelineError) as error:
-                _log.warning("%s: %s; the same files may be hashed more than once", cache, error)
+                _log.warning(
+                    "%s: %s; the same files may be hashed more than once", stamp.parent, error
+                )
             status = _checked_status(path, n_bytes)
             # Another process may have read it in the meantime.
             found = _read_stamp(stamp, status)
@@ -461,12 +466,14 @@ def _checked_status(path: Path, n_bytes: int) -> _Status:
     try:
         status = _status_of(path)
     except FileNotFoundError as error:
-        raise PipelineError(f"{path} is missing; copy it again, or make the set again") from error
+        raise PipelineError(
+            f"{path} is missing; copy it again, or make the dataset again"
+        ) from error
     if status[2] == n_bytes:
         return status
     raise PipelineError(
         f"{path} has {status[2]} bytes, expected {n_bytes} by the manifest; copy it again, or make "
-        "the set again"
+        "the dataset again"
     )
 
 

@@ -1,4 +1,4 @@
-"""The format of a set of shards: a manifest, and an index of 20 bytes per sample.
+"""The format of a sharded dataset: a manifest, and an index of 20 bytes per sample.
 
     FOLDER/manifest.json     the shards with size, number of samples and SHA-256, and the classes
            index.npy         shard, offset, size and label of each sample: an array of SAMPLE
@@ -33,7 +33,7 @@ from pipelines.system.files import (
     read_regular,
     sha256,
     write_file,
-)  # fmt: skip
+)
 from pipelines.system.untrusted import open_array
 
 SAMPLE = np.dtype([("shard", "<u4"), ("size", "<u4"), ("offset", "<u8"), ("label", "<i4")])
@@ -49,12 +49,12 @@ MAX_SHARDS = 1_000_000
 """Maximum number of shards, so that a typo such as {0..99999999} does not fill the memory."""
 
 ADOPTED = "tars"
-"""The kind of a set whose tars were made by another program."""
+"""The kind of a dataset whose tars were made by another program."""
 
 MAX_MANIFEST_BYTES = 2**28
 """Maximum size of any manifest.json; one of shards has about 150 bytes per shard."""
 
-_AGAIN = "copy it again from where the set was made, or make the set again"
+_AGAIN = "copy it again from where the dataset was made, or make the dataset again"
 
 _MAX_HEADER_BYTES = 2**12
 """numpy writes a header of 192 bytes before the samples of an index."""
@@ -72,7 +72,7 @@ class Shard(
     """The entry of a tar in the manifest.
 
     Attributes:
-        file: name of the tar in the folder of the set.
+        file: name of the tar in the folder of the dataset.
         n_samples: number of samples.
         n_bytes: size of the tar.
         sha256: hash of the tar.
@@ -92,7 +92,7 @@ class IndexFile(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Manifest(msgspec.Struct, frozen=True, kw_only=True):
-    """The manifest of a set; see `ShardSet`.
+    """The manifest of a dataset; see `ShardSet`.
 
     Attributes:
         num_samples: number of samples in all shards.
@@ -113,7 +113,7 @@ class Manifest(msgspec.Struct, frozen=True, kw_only=True):
     hash: str = ""
 
     def __post_init__(self) -> None:
-        """Reject shards that contradict each other or the set.
+        """Reject shards that contradict each other or the dataset.
 
         Raises:
             ValueError: if a name is listed twice, or a number of samples is impossible.
@@ -137,19 +137,19 @@ class Manifest(msgspec.Struct, frozen=True, kw_only=True):
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class ShardSet:
-    """The shards of a set, and the positions of the samples in them.
+    """The shards of a dataset, and the positions of the samples in them.
 
     Attributes:
         location: the folder of the shards, or the URL before their names.
-        name: name of the set, as in "imagenet1k-train".
+        name: name of the dataset, as in "imagenet1k-train".
         kind: kind of the source, as in "imagefolder".
         shards: the tars.
         samples: (n,) SAMPLE in shard order, read-only and memory-mapped.
         classes: class names by label, or empty.
         extensions: extensions of the images, as in ("jpg",), lower-case and without a dot.
-        settings: settings that the set was made with, from the manifest.
-        hash: identifies the set: the SHA-256 of the manifest, or, for a part of the set, of that
-            and the names of the shards.
+        settings: settings that the dataset was made with, from the manifest.
+        hash: identifies the dataset: the SHA-256 of the manifest, or, for a part of the dataset, of
+            that and the names of the shards.
     """
 
     location: str
@@ -180,14 +180,14 @@ class ShardSet:
 
 
 def open_shards(where: str | Path) -> ShardSet:
-    """Open a set of local shards.
+    """Open a local sharded dataset.
 
     Args:
         where: a folder with a manifest.json, the manifest, a tar, or tars as a brace pattern such
             as "shards/train-{0000..1023}.tar", whose folder holds a manifest that lists them.
 
     Returns:
-        The set, or the part of it that the tars hold.
+        The dataset, or the part of it that the tars hold.
 
     Raises:
         PipelineError: if the manifest is missing, or a shard or the index is missing or does not
@@ -261,13 +261,13 @@ def parse_manifest(content: bytes, where: str) -> Manifest:
     fields = read_json(content, dict[str, Any], where, _AGAIN)
     if fields.get("format") != FORMAT:
         raise PipelineError(
-            f"{where} is not the manifest of a set of shards; use a folder made by pixmix-shard"
+            f"{where} is not the manifest of a sharded dataset; use a folder made by pixmix-shard"
         )
     version = fields.get("version")
     if version != FORMAT_VERSION:
         raise PipelineError(
             f"{where} has format version {version!r:.80}, and this pixmix reads "
-            f"{FORMAT_VERSION}; install the pixmix that made it, or make the set again"
+            f"{FORMAT_VERSION}; install the pixmix that made it, or make the dataset again"
         )
     manifest = read_json({**fields, "hash": sha256(content)}, Manifest, where, _AGAIN)
     if manifest.sha256 not in (None, _own_sha256(fields)):
@@ -276,7 +276,7 @@ def parse_manifest(content: bytes, where: str) -> Manifest:
 
 
 def build_set(location: str, manifest: Manifest, samples: NDArray[np.void]) -> ShardSet:
-    """Build a set from its manifest and its index.
+    """Build a dataset from its manifest and its index.
 
     Args:
         location: the folder of the shards, or the URL before their names.
@@ -288,7 +288,9 @@ def build_set(location: str, manifest: Manifest, samples: NDArray[np.void]) -> S
     """
     fault = _index_fault(samples, manifest)
     if fault:
-        raise PipelineError(f"{location}/{MANIFEST_NAME}: {INDEX_NAME} {fault}; make the set again")
+        raise PipelineError(
+            f"{location}/{MANIFEST_NAME}: {INDEX_NAME} {fault}; make the dataset again"
+        )
     return ShardSet(
         location=location,
         name=manifest.name,
@@ -303,10 +305,10 @@ def build_set(location: str, manifest: Manifest, samples: NDArray[np.void]) -> S
 
 
 def select_shards(shards: ShardSet, names: Sequence[str]) -> ShardSet:
-    """Return the part of a set in some of its shards, in the order of the names.
+    """Return the part of a dataset in some of its shards, in the order of the names.
 
     Raises:
-        PipelineError: if the set has no shard of a name, or a name is repeated.
+        PipelineError: if the dataset has no shard of a name, or a name is repeated.
     """
     if list(names) == [shard.file for shard in shards.shards]:
         return shards
@@ -352,7 +354,7 @@ def write_index(
 
     Args:
         folder: the folder of the shards.
-        name: name of the set.
+        name: name of the dataset.
         kind: kind of the source, as in "imagefolder".
         shards: the tars, in order.
         samples: (n,) SAMPLE, in shard order.
@@ -401,18 +403,18 @@ def _own_sha256(manifest: Mapping[str, Any]) -> str:
 
 
 def max_index_bytes(manifest: Manifest) -> int:
-    """Return the maximum size of the index of a set."""
+    """Return the maximum size of the index of a dataset."""
     return _MAX_HEADER_BYTES + SAMPLE.itemsize * manifest.num_samples
 
 
 def read_index(folder: Path, manifest: Manifest) -> NDArray[np.void]:
-    """Return the index of a set, memory-mapped.
+    """Return the index of a dataset, memory-mapped.
 
     Raises:
         PipelineError: if it is missing or damaged, or its hash differs from the manifest.
     """
     path = folder / manifest.index.file
-    again = "copy it again from where the set was made, or run pixmix-shard index on the tars"
+    again = "copy it again from where the dataset was made, or run pixmix-shard index on the tars"
     if not path.is_file():
         raise PipelineError(f"{path} is missing; {again}")
     if path.stat().st_size > max_index_bytes(manifest) or (
@@ -446,12 +448,13 @@ def _check_size(path: Path, shard: Shard) -> None:
         size = path.stat().st_size
     except FileNotFoundError as error:
         raise PipelineError(
-            f"{path} is missing, but {MANIFEST_NAME} lists it; copy it again, or make the set again"
+            f"{path} is missing, but {MANIFEST_NAME} lists it; copy it again, or make the dataset "
+            "again"
         ) from error
     if size != shard.n_bytes:
         raise PipelineError(
             f"{path} has {size} bytes, expected {shard.n_bytes} by {MANIFEST_NAME}; copy it again, "
-            "or make the set again"
+            "or make the dataset again"
         )
 
 

@@ -318,7 +318,7 @@ def open_image(file: IO[bytes]) -> Image.Image:
         make, accepts = Image.OPEN[name]
         try:
             accepted = accepts is None or accepts(beginning)
-            # A text is the reason why this Pillow cannot read the format.
+            # A string is the reason why this Pillow cannot read the format.
             if not accepted or isinstance(accepted, str):
                 continue
             file.seek(0)
@@ -345,7 +345,7 @@ def to_rgb(image: Image.Image) -> Image.Image:
         DecodeError: for mode F, and for mode I with a value outside 0 to 65535.
     """
     _check_range(image)
-    # It does not change RGB, and Pillow warns if a palette has a value for each color.
+    # Transparency does not change RGB, and Pillow warns if a palette has a value for each color.
     image.info.pop("transparency", None)
     if image.mode.startswith("I"):
         values = np.asarray(image).astype(np.uint32)

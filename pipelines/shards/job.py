@@ -7,12 +7,13 @@
 A run whose settings differ from the request is refused, and the error names the field. Items are
 cut into chunks; task t of T produces every T-th chunk. A process writes the files of a chunk, then
 its done record, whose name holds the hash of the request. A run produces the items of its share
-that have no valid record with files: so the same command resumes a killed run, and tasks share
-nothing but the store. When all items have records, these are joined into the files that close the
-job. The last task of an exclusive job does this, under a lock; other jobs are closed by a run of
-the whole job, or by `merge`. The same command repairs a closed job that lost files: the items that
-its manifest still describes become done records. A killed run may leave files without a record,
-never a record without its files; the same command produces these items again, byte for byte.
+that have no valid record, so the same command resumes a killed run, and tasks share nothing but the
+store. When all items have records, these are joined into the files that close the job. The last
+task of an exclusive job does this, under a lock; other jobs are closed by a run of the whole job,
+or by `merge`. The same command repairs a closed job that lost files: the items whose files still
+match the manifest get done records, and the others are produced again. A killed run may leave files
+without a record, never a record without its files; the same command produces these items again,
+byte for byte.
 """
 
 import json
@@ -57,7 +58,7 @@ _RECORD_BYTES = 2**20
 
 
 class Request(msgspec.Struct, frozen=True, kw_only=True):
-    """What a job is asked to produce.
+    """What a job produces.
 
     Attributes:
         settings: plain JSON values that the files depend on.
@@ -71,7 +72,7 @@ class Request(msgspec.Struct, frozen=True, kw_only=True):
 
     @property
     def hash(self) -> str:
-        """16 hexadecimal digits that tie done records to a request; two may start at once."""
+        """16 hexadecimal digits that tie done records to a request: two runs may start at once."""
         versions = {name: each for name, each in self.versions.items() if name != "pixmix"}
         return sha256(json.dumps([self.settings, versions], sort_keys=True).encode())[:16]
 
@@ -87,7 +88,7 @@ class Product(Protocol):
         """Return the number of images in the items, for the progress."""
 
     def make(self, items: range, folder: Path) -> Iterable[bytes]:
-        """Write the files of items to a folder, each whole, and return their records as lines."""
+        """Write the files of items to a folder, each atomically; return their records as lines."""
 
     def parse(self, item: int, line: bytes, sizes: Mapping[str, int]) -> Any:  # noqa: ANN401
         """Return a record; None if it is damaged, of another item, or its files are missing."""
@@ -117,7 +118,7 @@ class Job:
 
     Attributes:
         store: where the files are written.
-        request: what is asked for.
+        request: what the job produces.
         product: produces the items.
         chunk: items that a process produces between two done records.
         exclusive: whether tasks hold locks, in the work folder of the store.
@@ -149,7 +150,7 @@ class JobResult:
     complete: bool
 
     @property
-    def whole(self) -> int:
+    def n_finished(self) -> int:
         """The number of items that are done."""
         return self.n - sum(map(len, self.missing))
 
@@ -308,9 +309,9 @@ def inspect(job: Job) -> _Found:
     return _Found(sizes, manifest, closed, request)
 
 
-def refuse_other(name: str, earlier: Request, asked: Request) -> None:
+def refuse_other(name: str, earlier: Request, current: Request) -> None:
     """Refuse to resume a job with other settings, or with code that produces other files."""
-    for field, now in asked.settings.items():
+    for field, now in current.settings.items():
         before = earlier.settings.get(field)
         if before != now and field not in earlier.settings:
             raise PipelineError(
@@ -322,7 +323,7 @@ def refuse_other(name: str, earlier: Request, asked: Request) -> None:
                 f"{field}: {name} was started with {before}, and this command uses {now}; "
                 f"use {before}, or choose another output folder"
             )
-    for field, now in asked.versions.items():
+    for field, now in current.versions.items():
         before = earlier.versions.get(field)
         # The version of this package is not compared: the other versions change with the files.
         if before != now and field != "pixmix":
@@ -349,7 +350,7 @@ def _is_complete(job: Job, found: _Found) -> bool:
 def _parts(sizes: Mapping[str, int], request_hash: str) -> list[tuple[range, str]]:
     """Return items and name of each done record of a request, in order of the items.
 
-    Of the records that begin with the same item the longest comes first: the others repair it.
+    Among records that begin with the same item the longest comes first; shorter ones repair it.
     """
     # Programs that synchronize folders leave files with other names.
     named = [each for each in map(_DONE_NAME.fullmatch, sizes) if each and each[3] == request_hash]
@@ -369,12 +370,12 @@ def _lines(job: Job, parts: Sequence[tuple[range, str]]) -> Iterator[Iterable[tu
 
 def _begin(job: Job, task: Task) -> _Found | None:
     """Start the job, resume it, or reopen it if it lost files; return None if it is complete."""
-    store, asked = job.store, job.request
+    store, current = job.store, job.request
     found = inspect(job)
     if _is_complete(job, found):
         return None
-    earlier = found.request or found.closed or asked
-    request = Request(settings=asked.settings, versions=earlier.versions, n=asked.n)
+    earlier = found.request or found.closed or current
+    request = Request(settings=current.settings, versions=earlier.versions, n=current.n)
     if job.resizable:
         _check_smaller(job, found, earlier, task)
     reopened = found.manifest is not None and _reopen(job, found.manifest, found.sizes, request)
@@ -452,7 +453,7 @@ def _finish(job: Job, found: _Found, made: Sequence[range], *, closing: bool) ->
     """Close the job if `closing` and every item is done."""
     n = job.request.n
     result = partial(JobResult, n=n, made=tuple(made))
-    # Another run may have closed it, or produced again what it had lost.
+    # Another run may have closed it, or restored the files that it had lost.
     if _is_complete(job, found):
         return result(complete=True)
     if found.request is None:

@@ -1,7 +1,7 @@
-"""Open sets of shards from a folder, http(s), an object store or the output of a command.
+"""Open sharded datasets from a folder, http(s), an object store or the output of a command.
 
     remote = open_set("https://host/imagenet/imagenet1k-train-{0000..1023}.tar")
-    remote.shards                   the set, as `open_shards` returns it for a folder
+    remote.shards                   the dataset, as `open_shards` returns it for a folder
     remote.files.hold(17)           shard 17 as a local file, downloaded unless the node has it
 
 Each shard is downloaded once per node, into a cache where its name is its SHA-256. A local shard is
@@ -111,7 +111,7 @@ class Remote:
 
 @dataclass(kw_only=True, eq=False)
 class RemoteFiles:
-    """The shards of a set as local files; it can be pickled for other processes of the node.
+    """The shards of a dataset as local files; it can be pickled for other processes of the node.
 
     Attributes:
         location: the address before the names of the shards, a pipe command with "{file}", or a
@@ -119,8 +119,8 @@ class RemoteFiles:
         shards: the tars.
         cache: the cache of the node.
         access: retries and credentials.
-        index: the index of the set in the cache, which is held because workers that start later map
-            it by its path.
+        index: the index of the dataset in the cache, which is held because workers that start later
+            map it by its path.
     """
 
     location: str
@@ -176,16 +176,16 @@ class RemoteFiles:
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class RemoteShards:
-    """A set whose shards are fetched on demand: its index, and its files."""
+    """A dataset whose shards are fetched on demand: its index, and its files."""
 
     shards: ShardSet
     files: RemoteFiles
 
     def part(self, names: Sequence[str]) -> "RemoteShards":
-        """Return the part of the set in some of its shards, in the order of the names.
+        """Return the part of the dataset in some of its shards, in the order of the names.
 
         Raises:
-            PipelineError: if the set has no shard of a name, or a name is repeated.
+            PipelineError: if the dataset has no shard of a name, or a name is repeated.
         """
         shards = select_shards(self.shards, names)
         return RemoteShards(shards=shards, files=replace(self.files, shards=shards.shards))
@@ -209,18 +209,18 @@ def open_set(
     cache_dir: str | Path | None = None,
     remote: Remote | None = None,
 ) -> RemoteShards:
-    """Open a set of shards, local or remote; no shard is read yet.
+    """Open a sharded dataset, local or remote; no shard is read yet.
 
     Args:
-        where: a local set, as for `open_shards`; an open set; the address of a folder with a
-            manifest.json, of the manifest, of a tar, or of tars as a brace pattern such as
+        where: a local dataset, as for `open_shards`; an open dataset; the address of a folder with
+            a manifest.json, of the manifest, of a tar, or of tars as a brace pattern such as
             "s3://bucket/set/train-{0000..1023}.tar"; or "pipe:COMMAND" with {file} for the name of
             a file.
         cache_dir: folder of the cache; None for the default, see `cache_folder`.
         remote: settings for remote shards; None for the defaults.
 
     Returns:
-        The set, or the part of it that the tars hold.
+        The dataset, or the part of it that the tars hold.
 
     Raises:
         PipelineError: if the manifest or the index cannot be read, or its hash differs.
@@ -242,8 +242,8 @@ def open_set(
         manifest = Path(location) / MANIFEST_NAME
         if pin is not None and pin != file_sha256(manifest):
             raise PipelineError(
-                f"{manifest} does not have the SHA-256 {pin}; use the set with this hash, or omit "
-                "the hash"
+                f"{manifest} does not have the SHA-256 {pin}; use the dataset with this hash, or "
+                "omit the hash"
             )
     else:
         check_address(str(where), access)
@@ -258,7 +258,7 @@ def open_set(
 
 
 def names_shards(where: str) -> bool:
-    """Return whether an address is of the manifest or tars of a set, and not of its folder."""
+    """Return whether an address is of the manifest or tars of a dataset, and not of its folder."""
     return where.startswith(PIPE_PREFIX) or path_of(where).endswith((MANIFEST_NAME, ".tar"))
 
 
@@ -302,27 +302,27 @@ def fetch(
         verified_once(path, sha256, path.stat().st_size if n_bytes is None else n_bytes, cache)
         reserved()
         return HeldFile(path)
-    # Before the cache is used, so that a refused address is always refused.
+    # Check first: a forbidden address is refused even if the cache has its file.
     check_address(url, access)
     content = Content(sha256=sha256, n_bytes=n_bytes, max_bytes=max_bytes)
     losses = 0
     while True:
         try:
-            place = cache.begin(sha256, n_bytes, stop, max_bytes=max_bytes)
+            found = cache.begin(sha256, n_bytes, stop, max_bytes=max_bytes)
             reserved()
-            if isinstance(place, Download):
+            if isinstance(found, Download):
                 try:
-                    download(url, place.file, content, access=access, stop=stop)
-                    place.finish()
+                    download(url, found.file, content, access=access, stop=stop)
+                    found.finish()
                 except BaseException:
-                    place.leave(keep=True)
+                    found.leave(keep=True)
                     raise
-                remember(place.whole, sha256, cache)
-            elif checked_sha256(place.path, place.path.stat().st_size, cache) == sha256:
-                return place
+                remember(found.final, sha256, cache)
+            elif checked_sha256(found.path, found.path.stat().st_size, cache) == sha256:
+                return found
             else:
-                _log.warning("%s is damaged; it is downloaded again", place.path)
-                place.discard()
+                _log.warning("%s is damaged; it is downloaded again", found.path)
+                found.discard()
         except FileNotFoundError as error:
             losses += 1
             if losses == _MAX_LOSSES:
@@ -349,7 +349,7 @@ def _read_set(
         access=access,
         max_bytes=max_index_bytes(manifest),
     )
-    samples = open_index(held.path, shown(index_url), "make the set again")
+    samples = open_index(held.path, shown(index_url), "make the dataset again")
     return build_set(shown(location).rstrip("/"), manifest, samples), held
 
 
@@ -374,12 +374,12 @@ def _read_manifest(
 
 
 def _split(where: str) -> tuple[str, list[str] | None]:
-    """Return the location of a remote set, and the names of its shards; None for all."""
+    """Return the location of a remote dataset, and the names of its shards; None for all."""
     if where.startswith(PIPE_PREFIX):
         if FILE_PLACE not in where:
             raise PipelineError(
-                f"{shown(where)} cannot read the manifest of a set; use {FILE_PLACE} for the name "
-                f"of the file, as in 'pipe:curl -s https://host/set/{FILE_PLACE}'"
+                f"{shown(where)} cannot read the manifest of a dataset; use {FILE_PLACE} for the "
+                f"name of the file, as in 'pipe:curl -s https://host/set/{FILE_PLACE}'"
             )
         return where, None
     folder, slash, name = path_of(where).rstrip("/").rpartition("/")

@@ -60,7 +60,7 @@ class Listing:
     def fingerprint(self, indices: Iterable[int]) -> str:
         """Return a hash of the indices, names, sizes and times of some items.
 
-        Files that were made from the items are made again when it differs.
+        Shards and scans of these items are made again when the hash differs.
         """
         digest = hashlib.sha256()
         for index in indices:
@@ -126,13 +126,13 @@ def first_difference(before: Listing, now: Listing) -> str | None:
 
 @dataclass(frozen=True, kw_only=True)
 class ShardRequest:
-    """The source, the store and the settings of a set of shards.
+    """The source, the store and the settings of a sharded dataset.
 
     Attributes:
-        store: where the set is written.
+        store: where the dataset is written.
         source: the images.
-        name: name of the set and its tars, as in "imagenet1k-train": at most 64 of the letters a-z,
-            digits, - and _.
+        name: name of the dataset and its tars, as in "imagenet1k-train": at most 64 of the letters
+            a-z, digits, - and _.
         split: name of the split for timm.
         num_shards: number of shards; None if `shard_size` is set.
         shard_size: maximum number of samples in a shard; None if `num_shards` is set.
@@ -208,12 +208,12 @@ class ShardRequest:
             **of_files,
             "shards_version": SHARDS_VERSION,
         }
-        if self.source.foreign():
+        if self.source.needs_scan():
             settings |= {
                 "on_nonstandard": self.on_nonstandard,
                 "on_decode_error": self.on_decode_error,
             }
-            # Present only if true, so that the manifests of other sets stay as they were.
+            # Present only if true, so that the manifests of other datasets do not change.
             if self.exif_transpose:
                 settings |= {"exif_transpose": True}
             if self.on_nonstandard == "convert" or self.exif_transpose:
@@ -256,7 +256,7 @@ def _image_of(request: ShardRequest, item: Item) -> tuple[str, bytes]:
             f"{item.name} was changed while its shard was written; make sure that nothing writes "
             "to the source, and run the same command again"
         )
-    if request.source.foreign():
+    if request.source.needs_scan():
         rotated = request.exif_transpose and orientation(content) != UPRIGHT
         if rotated or (
             request.on_nonstandard == "convert"

@@ -1,6 +1,6 @@
 """Write the images of a source into shards, as `pixmix-shard` does.
 
-    STORE/NAME-00.tar ...        the shards, and DALI's NAME-00.idx if asked for
+    STORE/NAME-00.tar ...        the shards, and DALI's NAME-00.idx if requested
           sizes.json, _info.json, wids.json
           scan.jsonl             files that are nonstandard, rotated or cannot be decoded, if any
           index.npy
@@ -39,10 +39,7 @@ from pipelines.shards.format import (
     parse_manifest,
     read_index,
 )
-from pipelines.shards.images import (
-    DecodeError,
-    unusable_file,
-)
+from pipelines.shards.images import DecodeError, unusable_file
 from pipelines.shards.job import ALONE, Job, Request, inspect, run_locked, store_errors
 from pipelines.shards.output import DONE, READERS, Folder, OutputStore, task_lock
 from pipelines.shards.request import (
@@ -67,11 +64,7 @@ from pipelines.shards.writer import (
     write_closing_files,
     write_tar,
 )
-from pipelines.system.files import (
-    new_file,
-    sha256,
-    write_file,
-)
+from pipelines.system.files import new_file, sha256, write_file
 from pipelines.system.processes import RunChunks
 from pipelines.system.progress import Progress
 from pixmix.images import open_map
@@ -103,7 +96,7 @@ class ShardResult:
 
 
 def make_shards(request: ShardRequest, *, run: RunChunks, progress: Progress) -> ShardResult:
-    """Write a set of shards, resume it, or repair it if it lost files.
+    """Write a sharded dataset, resume it, or repair it if it lost files.
 
     Every byte depends on the source and the request alone, not on the number of processes or on
     interruptions.
@@ -115,7 +108,7 @@ def make_shards(request: ShardRequest, *, run: RunChunks, progress: Progress) ->
             and written is two steps.
 
     Raises:
-        PipelineError: if the store holds something else or a set with other settings, cannot be
+        PipelineError: if the store holds something else or a dataset with other settings, cannot be
             written, or is in use by another run; if the source is missing, damaged, or has files
             that the request does not allow; if disk or memory run out.
         KeyboardInterrupt: on Ctrl-C, after the current shards are written.
@@ -123,17 +116,17 @@ def make_shards(request: ShardRequest, *, run: RunChunks, progress: Progress) ->
     store = request.store
     with store_errors(store, request.jobs):
         # Check before hours of scanning, and before a lock that would leave a folder behind.
-        asked = _job(request, Listed(0, "", ""), 1)
-        inspect(asked)
+        job = _job(request, Listed(0, "", ""), 1)
+        inspect(job)
         request.source.classes()
         with task_lock(store, ALONE):
-            found = inspect(asked)
+            found = inspect(job)
             listed = write_listing(request.listing, request.source.items())
             if found.manifest is not None:
                 manifest = _parsed(request, found.manifest)
                 _refuse_other_source(request, manifest, listed)
                 opened = None
-                # Done records are left if a run that repaired the set was killed.
+                # Done records are left if a run that repaired the dataset was killed.
                 if not _has_records(found.sizes):
                     opened = _open_complete(store, manifest, found.sizes)
                 if opened is not None:
@@ -147,7 +140,7 @@ def make_shards(request: ShardRequest, *, run: RunChunks, progress: Progress) ->
 def _make(request: ShardRequest, listed: Listed, run: RunChunks, progress: Progress) -> ShardResult:
     n = steps = listed.n
     skipped: set[int] = set()
-    if request.source.foreign():
+    if request.source.needs_scan():
         steps = 2 * n
         scan_source(request, n, run, lambda done: progress(done, steps))
         skipped = scan_results(request, n).skipped(request.on_nonstandard)
@@ -252,7 +245,7 @@ class _SourceShards:
         return Request(settings=found.settings, versions=found.versions, n=len(found.shards))
 
     def is_complete(self, manifest: bytes, sizes: Mapping[str, int]) -> bool:
-        # While a set is repaired there are done records, and its manifest is the old one.
+        # While a dataset is repaired there are done records, and its manifest is the old one.
         parsed = _parsed(self.request, manifest)
         return not _has_records(sizes) and (
             _open_complete(self.request.store, parsed, sizes) is not None
@@ -272,14 +265,14 @@ class _SourceShards:
                 yield shard, self._line(sidecar, indices)
 
     def close(self, request: Request, records: Iterable[dict[str, Any]]) -> None:
-        asked, store = self.request, self.request.store
+        shard_request, store = self.request, self.request.store
         self._check_unchanged()
-        scan = scan_results(asked, self.listed.n)
+        scan = scan_results(shard_request, self.listed.n)
         scanned: dict[str, Any] = {"scan": scan.counts()}
         sidecars = [*records]
         # A killed run may have left tars of another number of images, and an earlier scan.
         own = {self._name(shard) for shard in range(self.num_shards)}
-        numbered = re.compile(rf"{re.escape(asked.name)}-\d+\.(tar|idx)")
+        numbered = re.compile(rf"{re.escape(shard_request.name)}-\d+\.(tar|idx)")
         store.remove(
             name
             for name in store.sizes()
@@ -293,12 +286,12 @@ class _SourceShards:
                 scanned["scan_sha256"] = sha256(lines)
             write_closing_files(
                 folder,
-                name=asked.name,
-                split=asked.split,
-                kind=asked.source.kind(),
+                name=shard_request.name,
+                split=shard_request.split,
+                kind=shard_request.source.kind(),
                 sidecars=sidecars,
-                classes=asked.source.classes(),
-                settings=asked.settings(self.listed) | scanned,
+                classes=shard_request.source.classes(),
+                settings=shard_request.settings(self.listed) | scanned,
                 versions=request.versions,
             )
 
@@ -342,11 +335,11 @@ class _SourceShards:
             )
 
 
-# --- a finished set whose command runs again -----------------------------------------------------
+# --- a finished dataset whose command runs again -------------------------------------------------
 
 
 def _parsed(request: ShardRequest, content: bytes) -> Manifest:
-    """Return the manifest of a finished set; refuse one that is damaged or of another program."""
+    """Return the manifest of a finished dataset; refuse a damaged or foreign one."""
     name = request.store.name
     try:
         return parse_manifest(content, f"{name}/{MANIFEST_NAME}")
@@ -362,7 +355,7 @@ def _has_records(sizes: Mapping[str, int]) -> bool:
 
 
 def _refuse_other_source(request: ShardRequest, manifest: Manifest, listed: Listed) -> None:
-    """Refuse a finished set whose source has other files.
+    """Refuse a finished dataset whose source has other files.
 
     Raises:
         PipelineError: if a setting that describes the files differs; it names the setting.
@@ -374,15 +367,15 @@ def _refuse_other_source(request: ShardRequest, manifest: Manifest, listed: List
             newer = _changed_since(listing, request.store.finished_ns())
             named = f"; {listing[min(newer)].name} is newer" if newer else ""
             raise PipelineError(
-                f"{field}: {request.store.name} was made with {before}, and the files of the "
-                f"source now give {now}{named}; restore the source, or choose another output folder"
+                f"{field}: {request.store.name} was made with {before}, and the source "
+                f"now has {now}{named}; restore the source, or choose another output folder"
             )
 
 
 def _open_complete(
     store: OutputStore, manifest: Manifest, sizes: Mapping[str, int]
 ) -> ShardSet | None:
-    """Open a set that has all of its files; return None if one is missing or different."""
+    """Open a dataset that has all of its files; return None if one is missing or different."""
     # The sizes of tars are compared, and `pixmix-shard verify` hashes them.
     if any(sizes.get(shard.file) != shard.n_bytes for shard in manifest.shards):
         return None
@@ -400,7 +393,7 @@ def _open_complete(
 
 
 def _changed_since(listing: Listing, finished_ns: int) -> set[int]:
-    """Return the items whose files may have changed since a set was finished.
+    """Return the items whose files may have changed since a dataset was finished.
 
     A file that was copied or linked has a new time, and may have the same content.
     """
@@ -423,7 +416,7 @@ def _check_contents(request: ShardRequest, opened: ShardSet) -> None:
         lines = map(json.loads, (request.store.read(SCAN_NAME) or b"").splitlines())
         skipped = {line["index"] for line in lines if line["category"] in request.skipped}
     kept = [index for index in range(len(listing)) if index not in skipped]
-    positions = {kept[place]: i for i, place in enumerate(shuffled(len(kept), request.seed))}
+    positions = {kept[position]: i for i, position in enumerate(shuffled(len(kept), request.seed))}
 
     def is_same(index: int) -> bool:
         if index in positions:

@@ -87,8 +87,8 @@ class Source(Protocol):
         """Return the bytes of an image."""
         ...
 
-    def foreign(self) -> bool:
-        """Return whether the files come from elsewhere, and must be scanned before use."""
+    def needs_scan(self) -> bool:
+        """Return whether the images come from another program, and must be scanned first."""
         ...
 
 
@@ -157,7 +157,7 @@ class ImageFolderSource:
         """Return the split."""
         return {"split": self.split}
 
-    def foreign(self) -> bool:
+    def needs_scan(self) -> bool:
         """Return True."""
         return True
 
@@ -276,7 +276,7 @@ class MixingSource:
             settings["encoder"] = encoder_version()
         return settings
 
-    def foreign(self) -> bool:
+    def needs_scan(self) -> bool:
         """Return True."""
         return True
 
@@ -296,7 +296,7 @@ class MixingSource:
         """Yield the images of each path: those of a folder by path, of an archive in its order.
 
         Raises:
-            PipelineError: if a path is missing, an unfinished set, a damaged archive, or has no
+            PipelineError: if a path is missing, an unfinished dataset, a damaged archive, or has no
                 image.
         """
         for number, path in enumerate(self.paths):
@@ -315,8 +315,8 @@ class MixingSource:
                 )
             if empty:
                 raise PipelineError(
-                    f"{path} holds no images; use a folder of images, a set of pixmix-gen, or a "
-                    "tar, zip or .npy of images"
+                    f"{path} holds no images; use a folder of images, a dataset of pixmix-gen, or "
+                    "a tar, zip or .npy of images"
                 )
 
     def read(self, place: Any) -> bytes:  # noqa: ANN401
@@ -350,7 +350,7 @@ class DatasetSource:
         """Return the split, and the version of the PNG encoder."""
         return {"split": self.split, "encoder": encoder_version()}
 
-    def foreign(self) -> bool:
+    def needs_scan(self) -> bool:
         """Return False: pixmix encodes the images."""
         return False
 
@@ -404,7 +404,7 @@ def _folder_items(root: Path) -> Iterator[Item]:
         parts = list(folder.relative_to(root).parts)
         if is_unfinished(folder):
             raise PipelineError(
-                f"{folder} is not finished; first run the command that started it again"
+                f"{folder} is not finished; first repeat the command that started it"
             )
         if MANIFEST_NAME in files and "metadata.jsonl" in files:
             folders.clear()
@@ -421,19 +421,19 @@ def _folder_items(root: Path) -> Iterator[Item]:
 
 
 def _set_items(root: Path, folder: Path) -> Iterator[Item]:
-    """Yield the images of a set of pixmix-gen with their records."""
+    """Yield the images of a dataset of pixmix-gen with their records."""
     records = folder / "metadata.jsonl"
     try:
         content = read_regular(folder / MANIFEST_NAME, max_bytes=MAX_MANIFEST_BYTES)
         status = json.loads(content).get("status")
     except (ValueError, AttributeError, RecursionError) as error:
         raise PipelineError(
-            f"{folder / MANIFEST_NAME} is not the manifest of a mixing set; generate the set again"
+            f"{folder / MANIFEST_NAME} is not the manifest of a mixing set; generate it again"
         ) from error
     if status != "complete":
         raise PipelineError(
-            f"the status of {folder} is {status!r}, expected 'complete'; first run the command "
-            "that started it again"
+            f"the status of {folder} is {status!r}, expected 'complete'; first repeat the "
+            "command that started it"
         )
     with open_regular(records) as file:
         for number, line in enumerate(file, start=1):
@@ -443,11 +443,13 @@ def _set_items(root: Path, folder: Path) -> Iterator[Item]:
                 inside = path.resolve().is_relative_to(folder.resolve())
             except (ValueError, TypeError, KeyError, RecursionError) as error:
                 raise PipelineError(
-                    f"line {number} of {records} is not the record of an image; generate the set "
-                    "again"
+                    f"line {number} of {records} is not the record of an image; generate the "
+                    "dataset again"
                 ) from error
             if not inside:
-                raise PipelineError(f"line {number} of {records} names {path}, outside of the set")
+                raise PipelineError(
+                    f"line {number} of {records} names {path}, outside of the dataset"
+                )
             # The key is for readers of folders; a shard has no such file.
             record.pop("file_name", None)
             yield _file_item(path, path.relative_to(root).as_posix(), record)

@@ -337,7 +337,7 @@ def samples_of_tar(
 
     Args:
         path: the tar.
-        number: number of the shard in its set.
+        number: number of the shard in its dataset.
         ignored: counts members of no sample, and samples without an image.
 
     Returns:
@@ -378,7 +378,9 @@ def group_members(path: Path, members: Iterable[Member], ignored: Ignored) -> It
             consecutive.
     """
     seen: set[str] = set()
-    for key, run in groupby(_of_samples(members, ignored), key=lambda member: key_of(member.name)):
+    for key, run in groupby(
+        _sample_members(members, ignored), key=lambda member: key_of(member.name)
+    ):
         if key in seen:
             raise PipelineError(
                 f"{path}: the members of sample {key!r} are not consecutive, so readers split the "
@@ -396,7 +398,7 @@ def group_members(path: Path, members: Iterable[Member], ignored: Ignored) -> It
         yield TarSample(key, by_suffix)
 
 
-def _of_samples(members: Iterable[Member], ignored: Ignored) -> Iterator[Member]:
+def _sample_members(members: Iterable[Member], ignored: Ignored) -> Iterator[Member]:
     for member in members:
         base = member.name.rpartition("/")[2]
         # webdataset ignores hidden files, names without a dot, and its own "__meta__" entries.
@@ -453,7 +455,7 @@ def _label_of(path: Path, descriptor: int, sample: TarSample, suffix: str) -> in
         PipelineError: if .cls is not a number, or .json is not JSON.
     """
     stem = suffix.rpartition(".")[0]
-    for extension, read in (("cls", _of_cls), ("json", _of_json), ("txt", _of_text)):
+    for extension, read in (("cls", _cls_label), ("json", _json_label), ("txt", _text_label)):
         suffixes = [f"{stem}.{extension}", extension] if stem else [extension]
         member = next((sample.members[s] for s in suffixes if s in sample.members), None)
         if member is None:
@@ -477,11 +479,11 @@ def _label_of(path: Path, descriptor: int, sample: TarSample, suffix: str) -> in
     return -1
 
 
-def _of_cls(content: bytes) -> int:
+def _cls_label(content: bytes) -> int:
     return int(content.decode())
 
 
-def _of_json(content: bytes) -> int | None:
+def _json_label(content: bytes) -> int | None:
     document = json.loads(content)
     if isinstance(document, dict):
         for name in ("label", "cls"):
@@ -491,6 +493,6 @@ def _of_json(content: bytes) -> int | None:
     return None
 
 
-def _of_text(content: bytes) -> int | None:
+def _text_label(content: bytes) -> int | None:
     match = re.fullmatch(rb"\s*(\d{1,10})\s*", content)
     return int(match[1]) if match else None

@@ -1,4 +1,4 @@
-"""Verify a set of shards, and index tars that another program made.
+"""Verify a sharded dataset, and index tars that another program made.
 
 `verify_shards` reads all files again and compares them with the manifest. `index_tars` writes an
 index and a manifest for the tars of a folder.
@@ -32,10 +32,7 @@ from pipelines.shards.format import (
     read_manifest,
     write_index,
 )
-from pipelines.shards.images import (
-    DecodeError,
-    decode_rgb,
-)
+from pipelines.shards.images import DecodeError, decode_rgb
 from pipelines.shards.remote import RemoteFiles, open_set
 from pipelines.shards.tar import TAR_IMAGE_EXTENSIONS, Ignored, samples_of_tar
 from pipelines.shards.writer import export_faults, file_md5, read_side_file
@@ -80,9 +77,9 @@ def verify_shards(
     """Hash all shards, read the headers of their tars, compare the index, and decode images.
 
     Args:
-        where: folder or address of the set. Each shard of an address is downloaded to a temporary
-            folder, checked and removed; its side files are not checked.
-        decode: number of images to decode, spread evenly over the set; None for all.
+        where: folder or address of the dataset. Each shard of an address is downloaded to a
+            temporary folder, checked and removed; its side files are not checked.
+        decode: number of images to decode, spread evenly over the dataset; None for all.
         jobs: number of threads.
         progress: called with the number of checked samples, and of all samples.
 
@@ -117,7 +114,7 @@ def _check_all(
     """Check all shards.
 
     Args:
-        shards: the set.
+        shards: the dataset.
         check: checks a shard by its number, its first sample, and a mask of the samples to decode.
         decode: number of images to decode; None for all.
         jobs: number of threads.
@@ -252,7 +249,7 @@ def _compare(path: Path, found: NDArray[np.void], listed: NDArray[np.void]) -> l
 
 def _unlisted_tars(shards: ShardSet) -> list[str]:
     """Return a fault for each tar in the folder that the manifest does not list."""
-    # A folder of tars of another program may hold several sets.
+    # A folder of tars of another program may hold several datasets.
     if shards.kind == ADOPTED:
         return []
     own = {shard.file for shard in shards.shards}
@@ -276,7 +273,7 @@ def _decode(path: Path, shards: ShardSet, indices: NDArray[np.int64]) -> list[st
 
 # --- tars of another program ---------------------------------------------------------------------
 
-_MAKE_AGAIN = "copy the shards again, or run the command that made them again"
+_MAKE_AGAIN = "copy the shards again, or repeat the command that made them"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -303,16 +300,16 @@ class IndexedTars:
 def index_tars(tars: Sequence[Path], *, name: str | None, progress: Progress) -> IndexedTars:
     """Scan the tars of a folder and write an index and a manifest; the tars do not change.
 
-    In a set that pixmix-shard made, only a lost or damaged index is written again.
+    In a dataset that pixmix-shard made, only a lost or damaged index is written again.
 
     Args:
-        tars: the tars in the order of the set.
-        name: name of the set; None for the name of the folder.
+        tars: the tars in the order of the dataset.
+        name: name of the dataset; None for the name of the folder.
         progress: called with the number of scanned tars, and of all tars.
 
     Raises:
         PipelineError: if the tars are in several folders, one is damaged, they hold no sample, or
-            the folder holds another set.
+            the folder holds another dataset.
         OSError: if the folder cannot be written.
     """
     folder = _folder_of(tars)
@@ -326,7 +323,7 @@ def index_tars(tars: Sequence[Path], *, name: str | None, progress: Progress) ->
     progress(0, len(tars))
     for number, tar in enumerate(tars):
         if not tar.is_file():
-            raise PipelineError(f"{tar} is not a file; use the tars of the set, all of them")
+            raise PipelineError(f"{tar} is not a file; use the tars of the dataset, all of them")
         rows, _ = samples_of_tar(tar, number, ignored)
         parts.append(rows)
         if made is None:
@@ -368,11 +365,11 @@ def index_tars(tars: Sequence[Path], *, name: str | None, progress: Progress) ->
 
 def _folder_of(tars: Sequence[Path]) -> Path:
     if not tars:
-        raise PipelineError("no tars; pass those of the set, as in shards/*.tar")
+        raise PipelineError("no tars; pass those of the dataset, as in shards/*.tar")
     elsewhere = [tar for tar in tars if tar.parent.resolve() != tars[0].parent.resolve()]
     if elsewhere:
         raise PipelineError(
-            f"{tars[0]} and {elsewhere[0]} are in different folders; a set is the tars of one "
+            f"{tars[0]} and {elsewhere[0]} are in different folders; a dataset is the tars of one "
             "folder: index each folder by its own command"
         )
     if len({tar.name for tar in tars}) != len(tars):
@@ -381,7 +378,7 @@ def _folder_of(tars: Sequence[Path]) -> Path:
 
 
 def _check_free(folder: Path, manifest: Manifest | None, names: set[str]) -> None:
-    """Check that no manifest or index of another set, or of a whole one, would be overwritten."""
+    """Check that no manifest or index of another or a complete dataset would be overwritten."""
     path, index = folder / MANIFEST_NAME, folder / INDEX_NAME
     if manifest is None:
         # A killed run may have left an index in our format.
@@ -393,8 +390,8 @@ def _check_free(folder: Path, manifest: Manifest | None, names: set[str]) -> Non
     others = sorted({shard.file for shard in manifest.shards} - names)
     if others:
         raise PipelineError(
-            f"{path} is of a set that also has {others[0]}; pass all of its tars, or put each set "
-            "into its own folder"
+            f"{path} is of a dataset that also has {others[0]}; pass all of its tars, or put each "
+            "dataset into its own folder"
         )
     if manifest.kind != ADOPTED:
         try:
@@ -402,8 +399,8 @@ def _check_free(folder: Path, manifest: Manifest | None, names: set[str]) -> Non
         except PipelineError:
             return
         raise PipelineError(
-            f"{path} belongs to a set that pixmix-shard made; run pixmix-shard verify on it, or "
-            "move the tars to another folder"
+            f"{path} belongs to a dataset that pixmix-shard made; run pixmix-shard verify on it, "
+            "or move the tars to another folder"
         )
 
 

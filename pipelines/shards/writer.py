@@ -1,6 +1,6 @@
-"""Write tars, their sidecars, and the files that describe all shards of a set.
+"""Write tars, their sidecars, and the files that describe all shards of a dataset.
 
-The sidecar of a tar is its done record: it shows that the tar is whole, and holds what index,
+The sidecar of a tar is its done record: it shows that the tar is complete, and holds what index,
 manifest and side files need to know about it, so that the tar is not read again.
 
 Side files are for readers that do not use our manifest:
@@ -61,10 +61,10 @@ DALI_VERSION = "v1.2"
 def export_documents(
     name: str, split: str, shards: Sequence[Shard], md5: Sequence[str]
 ) -> dict[str, Any]:
-    """Return the side files of a set: file name -> JSON values.
+    """Return the side files of a dataset: file name -> JSON values.
 
     Args:
-        name: name of the set.
+        name: name of the dataset.
         split: name of the split, as in "train".
         shards: the tars.
         md5: MD5 of each tar, which wids requires.
@@ -99,7 +99,7 @@ def export_documents(
 
 
 def write_json(path: Path, document: Mapping[str, Any]) -> None:
-    """Write a document as JSON, whole or not at all.
+    """Write a document as JSON, atomically.
 
     Raises:
         OSError: if the disk is full or the folder cannot be written.
@@ -108,13 +108,13 @@ def write_json(path: Path, document: Mapping[str, Any]) -> None:
 
 
 def join_splits(store: OutputStore, splits: Sequence[str]) -> None:
-    """Write the _info.json above several sets, each of which is a split.
+    """Write the _info.json above several datasets, each of which is a split.
 
     timm reads one folder for training and validation; its format allows tars in subfolders.
 
     Args:
-        store: holds the sets in subfolders.
-        splits: names of the subfolders; those without a finished set are skipped.
+        store: holds the datasets in subfolders.
+        splits: names of the subfolders; those without a finished dataset are skipped.
 
     Raises:
         PipelineError: if the _info.json of a split is damaged, or the store cannot be written.
@@ -132,7 +132,7 @@ def join_splits(store: OutputStore, splits: Sequence[str]) -> None:
                 joined[name] = info | {"filenames": files}
         except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
             raise PipelineError(
-                f"{store.name}/{file} is damaged; run the command that made it again"
+                f"{store.name}/{file} is damaged; repeat the command that made it"
             ) from error
     with store.writing() as folder:
         write_json(folder / TIMM_NAME, {"splits": joined})
@@ -141,11 +141,11 @@ def join_splits(store: OutputStore, splits: Sequence[str]) -> None:
 def export_faults(
     shards: ShardSet, read: Callable[[str], bytes | None], md5: Sequence[str] | None = None
 ) -> list[str]:
-    """Return what is wrong with the side files of a set that pixmix made, a line for each.
+    """Return what is wrong with the side files of a dataset that pixmix made, a line for each.
 
     Args:
-        shards: the set.
-        read: returns the content of a file of the set by its name, None if it does not exist.
+        shards: the dataset.
+        read: returns the content of a file of the dataset by its name, None if it does not exist.
         md5: MD5 of each local tar; None compares neither these nor the content of DALI's indices.
 
     Raises:
@@ -291,7 +291,7 @@ def shard_name(name: str, shard: int, num_shards: int) -> str:
 
 
 def write_tar(path: Path, samples: Iterable[Sample]) -> dict[str, Any]:
-    """Write a tar, which gets its name when it is whole, and return its sidecar.
+    """Write a tar, which gets its name when it is complete, and return its sidecar.
 
     Raises:
         OSError: if the disk is full or the folder cannot be written.
@@ -312,12 +312,12 @@ def write_tar(path: Path, samples: Iterable[Sample]) -> dict[str, Any]:
 def whole_sidecars(
     store: OutputStore, manifest: Manifest, name: str, sizes: Mapping[str, int]
 ) -> Iterator[tuple[int, dict[str, Any], Path]]:
-    """Yield number, sidecar and local path of each tar of a finished set that matches its manifest.
+    """Yield number, sidecar and local path of each tar of a dataset that matches its manifest.
 
     Args:
-        store: holds the set.
-        manifest: manifest of the set.
-        name: name of the set in the names of the tars.
+        store: holds the dataset.
+        manifest: manifest of the dataset.
+        name: name of the dataset in the names of the tars.
         sizes: size of each file in the store, in bytes.
 
     Raises:
@@ -379,11 +379,11 @@ def write_closing_files(
     settings: Mapping[str, Any],
     versions: Mapping[str, Any],
 ) -> None:
-    """Write the side files, the index and, last, the manifest of a set of shards.
+    """Write the side files, the index and, last, the manifest of a sharded dataset.
 
     Args:
         folder: folder to write to.
-        name: name of the set.
+        name: name of the dataset.
         split: name of the split, as in "train".
         kind: kind of the source, as in "imagefolder".
         sidecars: sidecars of all shards, in order.

@@ -22,7 +22,7 @@ _LOCAL_RANKS = {
 
 _FIRST_SPECIAL_STEP = 0xFFFFFFF0
 """Slurm numbers the steps of srun from 0. Numbers from here on stand for the batch script and
-interactive shells (slurm/slurm.h, SLURM_INTERACTIVE_STEP 0xfffffffa and its neighbours)."""
+interactive shells (slurm/slurm.h, SLURM_INTERACTIVE_STEP 0xfffffffa and its neighbors)."""
 
 
 def find_launcher() -> tuple[str, str] | None:

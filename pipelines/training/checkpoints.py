@@ -38,6 +38,11 @@ from pipelines.system.process_group import Processes
 CHECKPOINT_VERSION = 4
 """Version of the format: 3 added a SHA-256, 4 renamed fields of the loader state."""
 
+ALREADY_TRAINED = (
+    "already contains a training run; pass --resume to resume it, or use another --out"
+)
+"""Message for a folder with a checkpoint, after its path."""
+
 _LOST_LOCK_S = 120.0
 """NFS 4 releases the locks of a lost machine after 90 s (Linux, nfsv4leasetime)."""
 
@@ -288,7 +293,7 @@ def parse_checkpoint(content_bytes: bytes, path: Path) -> Checkpoint:
 
     Args:
         content_bytes: content of the file.
-        path: of the file, for errors.
+        path: path of the file, for errors.
 
     Raises:
         PipelineError: if it is damaged, not a checkpoint, or has another version.

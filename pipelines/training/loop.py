@@ -48,9 +48,9 @@ def train(
     Args:
         config: what to train, on what data, and where results go.
         processes: this process among the others; see `process_group.join_processes`.
-        on_step: called after each step in the first process, as are the next two.
-        on_epoch: called after each epoch.
-        on_start: called when OUT/run.json has been written.
+        on_step: called in the first process after each step.
+        on_epoch: called in the first process after each epoch.
+        on_start: called in the first process when OUT/run.json has been written.
         stopping: also stops the training while it waits; None to obey signals only between steps.
 
     Returns:
@@ -161,7 +161,7 @@ def validate(trainer: Trainer, name: str) -> tuple[float, float] | None:
     """Evaluate the weights that a checkpoint would hold for evaluation, each sample once.
 
     Args:
-        trainer: of the training; every process must call this.
+        trainer: trainer of this process; every process must call this function.
         name: "validation" or "test".
 
     Returns:

@@ -26,10 +26,10 @@ from pipelines.training.tracking import write_metrics
 
 
 class Trainer:
-    """Take and save the steps of a training in one process, in agreement with the others.
+    """Take the steps of a training in one process and save checkpoints, together with the others.
 
-    A step is a function of the weights, the seed of the recipe and the step number: so are the
-    batches, and all other random numbers are drawn from (seed, step, rank). Therefore no random
+    A step depends only on the weights, the seed of the recipe and the step number: these determine
+    the batch, and all other random numbers are drawn from (seed, step, rank). Therefore no random
     state has to be saved.
 
     Attributes:
@@ -79,12 +79,12 @@ class Trainer:
         self._module.train()
         batches = iter(self.state.loader)
         while True:
-            begun = time.perf_counter()
+            started = time.perf_counter()
             with self.processes.watchdog.awaiting(self.state.loader.waiting_for):
                 batch = next(batches, None)
             if batch is None:
                 return
-            yield *batch, time.perf_counter() - begun
+            yield *batch, time.perf_counter() - started
 
     def take_step(self, images: Tensor, labels: Tensor) -> None:
         """Take one step of the optimizer.
@@ -265,7 +265,7 @@ class Trainer:
     def save_alone(self) -> None:
         """Write a checkpoint of the last complete step from another thread, unless it is saved.
 
-        This process does not wait for the others: the epoch's losses lack their pending steps.
+        This process does not wait for the others, so the epoch's losses lack their pending steps.
         """
         if not self.processes.first or self.state.saved == self.state.step:
             return

@@ -33,7 +33,7 @@ _GRACE_S = 1.5
 """Time for the current step; longer than the other processes need to learn of the stop."""
 
 _GRACE_BEFORE_S = 3.0
-"""The same before the first step, while processes tell each other that one cannot start."""
+"""Time before the first step, in which processes tell each other that one cannot start."""
 
 _EXCHANGE_S = 0.5
 """Interval at which processes exchange whether one stops."""
