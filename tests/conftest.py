@@ -1,4 +1,4 @@
-"""Fixtures for all tests: profiles of hypothesis, and a cache apart from the user's."""
+"""Fixtures for all tests: profiles of hypothesis, and a cache folder of the tests."""
 
 import os
 import signal
@@ -20,7 +20,7 @@ settings.load_profile("ci" if os.environ.get("CI") else "default")
 
 @pytest.fixture(scope="session", autouse=True)
 def cache_of_the_tests(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Keep the memory maps and stored hashes of tests out of the user's home folder."""
+    """Keep memory maps and recorded hashes out of the user's cache."""
     folder = tmp_path_factory.mktemp("pixmix-cache")
     os.environ["PIXMIX_CACHE"] = str(folder)
     return folder
@@ -28,9 +28,9 @@ def cache_of_the_tests(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session", autouse=True)
 def signals_are_not_ignored() -> Iterator[None]:
-    """Let child processes handle signals that nohup or a shell's & makes the tests ignore.
+    """Handle the signals that nohup or a shell's & makes the tests ignore.
 
-    A child inherits ignored signals, but not signal handlers.
+    Child processes inherit ignored signals, and start with the default for handled ones.
     """
     before = {signal.SIGINT: signal.signal(signal.SIGINT, signal.default_int_handler)}
     if hasattr(signal, "SIGHUP") and signal.getsignal(signal.SIGHUP) is signal.SIG_IGN:
@@ -53,7 +53,7 @@ def digits(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def image_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Write three class folders of JPEGs."""
+    """Return a folder with three classes of JPEGs."""
     root = tmp_path_factory.mktemp("source") / "photos"
     for i, image in enumerate(IMAGES):
         path = root / ("n01", "n02 cats", "n03")[i % 3] / f"Image.{i}.JPEG"
@@ -64,14 +64,14 @@ def image_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def shards(image_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Make shards of the image folder."""
+    """Return the folder of the shards of `image_folder`."""
     out = tmp_path_factory.mktemp("shards") / "out"
     return made("imagefolder", image_folder, out, "--num-shards", 4, "--name", "photos")
 
 
 @pytest.fixture
 def copy(shards: Path, tmp_path: Path) -> Path:
-    """Copy the shards, for a test that modifies them."""
+    """Return a copy of the shards, which a test may change."""
     folder = tmp_path / "copy"
     folder.mkdir()
     for path in shards.iterdir():
@@ -82,8 +82,15 @@ def copy(shards: Path, tmp_path: Path) -> Path:
 
 @pytest.fixture
 def in_this_process(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Run the work of all processes in this one, which saves the time to start them."""
+    """Do the work of all processes in this one, which starts at once."""
     monkeypatch.setattr(processes, "run_chunks", run_here)
+
+
+@pytest.fixture
+def no_proxy(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Connect to local servers without a proxy."""
+    for name in ("http_proxy", "HTTP_PROXY", "all_proxy", "ALL_PROXY"):
+        monkeypatch.delenv(name, raising=False)
 
 
 @pytest.fixture(scope="module")

@@ -2,7 +2,7 @@
 
 The script takes the name of a job and a folder, and prints "crashes N" at the end. It is a script
 of its own because it forks, and it works in one process to count every operation. After each crash
-the files are whole, and the same commands end with the same bytes.
+the files are complete, and the same commands end with the same bytes.
 """
 
 import json
@@ -25,8 +25,8 @@ from pipelines.shards.sharding import make_shards
 from pipelines.shards.sources import ImageFolderSource
 from pipelines.shards.tar import scan_tar
 from pipelines.system.ranks import Task
-from shard_sets import drawn_images, encoded
-from stripes import Stripes, image_set, make, run_here, sharded, tree
+from shard_sets import drawn_images, encoded, run_here
+from stripes import Stripes, image_set, make, sharded, tree
 
 CRASHED = 77
 
@@ -122,8 +122,8 @@ JOBS: dict[str, tuple[Step, Step, Step, int]] = {
     "sharded": (make_sharded, check_shards, make_sharded, 3),
     "sharding": (make_sharding, check_shards, make_sharding, 3),
 }
-"""Name -> functions that run, check and repair the job, and the step between two crashes: all disk
-operations are tried with numbers, every third one with the users of jobs."""
+"""Name -> functions that run, check and repair the job, and the number of disk operations between
+two crashes, which is larger for slow jobs."""
 
 
 def end_before_operation(last: int) -> None:

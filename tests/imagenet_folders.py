@@ -35,7 +35,7 @@ CODES = np.array([[i % 10, i // 10 % 10, i // 100] for i in range(1000)]) * 25
 
 
 class Colours(nn.Module):
-    """Tells classes by an image's mean colour; output 0 is `favour` likelier than it should be."""
+    """Classifies images by their mean colour; output 0 is `favour` likelier than it should be."""
 
     def __init__(self, favour: float = 0.0, sharpness: float = 2.0) -> None:
         super().__init__()
@@ -76,7 +76,7 @@ def imagenet_evaluation(root: Path, favour: float = 0.0, sharpness: float = 2.0)
 
 
 def write_imagenet_c(folder: Path, names: Sequence[str]) -> dict[str, list[float]]:
-    """Write sets of ten classes; the further a severity and a name, the more are wrong."""
+    """Write datasets of ten classes; later severities and names have more wrong images."""
     errors: dict[str, list[float]] = {}
     for place, name in enumerate(names):
         counts = [min(10, severity + place % 4) for severity in range(1, 6)]

@@ -21,7 +21,8 @@ from pipelines.generate.generators import versions_of
 from pipelines.generate.ray import joined_cluster
 from pipelines.shards.output import Folder
 from pipelines.system.processes import RunChunks
-from stripes import Stripes, image_set, make, run_here, sharded, tree
+from shard_sets import run_here
+from stripes import Stripes, image_set, make, sharded, tree
 
 N = 16
 # A node counts as lost after a few seconds instead of 15.

@@ -24,7 +24,7 @@ def run(*arguments: object) -> Result:
 
 
 def made(*arguments: object) -> Path:
-    """Make a set and return OUT, the third argument."""
+    """Make a dataset and return OUT, the third argument."""
     result = run(*arguments, "--jobs", 1)
     assert result.exit_code == 0, result.output
     return Path(str(arguments[2]))

@@ -1,4 +1,4 @@
-"""Small sets of shards for tests, written with plain tarfile."""
+"""Small sharded datasets for tests, written with plain tarfile."""
 
 import io
 import tarfile

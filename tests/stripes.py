@@ -4,7 +4,7 @@ import errno
 import os
 import signal
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -89,11 +89,11 @@ class Stripes:
 
 
 class RunResult(NamedTuple):
-    """The result of a run. generated: images of this run; whole: items; missing: their numbers."""
+    """The result of a run. generated: number of images of this run; missing: numbers of items."""
 
     n: int
     generated: int
-    whole: int
+    n_finished: int
     missing: tuple[int, ...]
     complete: bool
 
@@ -153,7 +153,7 @@ def make(asked: JobSpec, *, run: RunChunks = run_chunks, **options: Any) -> RunR
     return RunResult(
         n=result.n,
         generated=sum(map(job.product.weight, result.made)),
-        whole=result.whole,
+        n_finished=result.n_finished,
         missing=tuple(item for items in result.missing for item in items),
         complete=result.complete,
     )
@@ -167,18 +167,6 @@ def image_set(folder: Path, generator: Stripes | None = None, **changes: Any) ->
 def sharded(store: OutputStore, generator: Stripes | None = None, **changes: Any) -> JobSpec:  # noqa: ANN401
     """Describe a sharded dataset."""
     return JobSpec(where=store, generator=generator or Stripes(), **changes)
-
-
-def run_here(
-    work: Callable[[range], range],
-    chunks: Iterable[range],
-    *,
-    jobs: int,  # noqa: ARG001  one process, whatever is asked
-    finished: Callable[[range], None],
-) -> None:
-    """Run chunks of work in this process, as ``run_chunks`` does in others."""
-    for chunk in chunks:
-        finished(work(chunk))
 
 
 def tree(folder: Path) -> dict[str, bytes]:

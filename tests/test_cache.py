@@ -49,7 +49,7 @@ def put(cache: ShardCache, number: int, n_bytes: int = 1000) -> HeldFile:
 
 
 def numbers_in(cache: ShardCache, *, limit: int = 20) -> list[int]:
-    """Return the numbers of the whole files of a cache."""
+    """Return the numbers of the complete files of a cache."""
     return [number for number in range(limit) if (cache.files / name_of(number)).exists()]
 
 

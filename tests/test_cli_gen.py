@@ -148,7 +148,7 @@ def test_a_folder_that_cannot_be_written_is_reported_in_one_line() -> None:
 def test_json_is_one_document_on_stdout(small_set: Path) -> None:
     result = make(small_set, "--n", "6", "--json")
     document = json.loads(result.stdout)
-    assert document["images"] == document["whole"] == 6
+    assert document["images"] == document["finished"] == 6
     assert (document["generated"], document["complete"]) == (0, True)
     verdict = json.loads(run("verify", str(small_set), "--json").stdout)
     assert (verdict["good"], verdict["sampled"]) == (True, 6)

@@ -149,7 +149,7 @@ def test_an_option_that_resembles_no_other_gets_no_hint() -> None:
     assert "Did you mean" not in result.stderr
 
 
-def test_an_unknown_command_is_answered_with_the_commands() -> None:
+def test_the_error_for_an_unknown_command_lists_the_commands() -> None:
     result = CliRunner().invoke(train.main, ["cifar"])
     assert result.exit_code == 2
     last = result.stderr.splitlines()[-1]

@@ -108,7 +108,7 @@ def test_user_errors_are_one_line_with_an_exit_code(folder: Path, tmp_path: Path
         assert result.stdout == ""
 
 
-def test_ctrl_c_says_that_written_files_are_whole(
+def test_ctrl_c_reports_that_written_files_are_complete(
     folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     from pipelines.report import sets
@@ -120,7 +120,7 @@ def test_ctrl_c_says_that_written_files_are_whole(
     sheet, plot = tmp_path / "sheet.png", tmp_path / "plot.png"
     result = run(folder, "--contact-sheet", sheet, "--plot", plot)
     assert result.exit_code == 130
-    assert "interrupted; files that were written are whole" in result.stderr
+    assert "interrupted; files that were written are complete" in result.stderr
     assert sheet.exists()
     assert not plot.exists()
 

@@ -107,7 +107,7 @@ def test_the_command_trains_and_prints_its_result(digits: Path, tmp_path: Path) 
     assert Path(printed["checkpoint"]).exists()
     refused = run(*arguments)
     assert refused.exit_code == 1
-    assert "--resume auto" in refused.stderr
+    assert "already contains a training run; pass --resume" in refused.stderr
     assert run(*arguments, "--resume", "auto").exit_code == 0
 
 
@@ -154,7 +154,7 @@ def test_another_recipe_can_fine_tune_the_weights_in_another_folder(
             ("digits", "--batch-size", "64", "--shard-partitions", "7"),
             "not divisible by shard_partitions 7",
         ),
-        (("digits", "--device", "gpu"), "device 'gpu' is not available"),
+        (("digits", "--device", "cuda:63"), "device 'cuda:63' is not available"),
         (("digits", "--device", "cpu", "--sync-bn"), "--sync-bn needs GPUs"),
         (("digits", "--val-fraction", "0.5", "--data", "one"), "make it again with"),
         (("digits", "--out", "file/run"), "file"),

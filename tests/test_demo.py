@@ -20,7 +20,7 @@ from pixmix.commands import MODULES
 
 
 class Chain:
-    """Stages a, b and c, each of which writes a file; what is asked of them is kept."""
+    """Stages a, b and c, each of which writes a file; records what runs and what is shown."""
 
     def __init__(self, out: Path, words: Sequence[str] = ("a", "b", "c")) -> None:
         self.out = out

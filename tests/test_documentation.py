@@ -108,9 +108,9 @@ def test_the_page_of_formats_names_every_file_of_a_training_run(tmp_path: Path) 
     (path,) = out.glob("nonfinite-loss-*.json")
     assert set(json.loads(path.read_text())) - NAMED == set()
     tree = FORMATS.partition("## A training run")[2].partition("```text")[2].partition("```")[0]
-    for place in out.iterdir():
-        name = place.name.lstrip(".").partition("-")[0]
-        assert re.search(rf"\b{name}\b", tree), place
+    for path in out.iterdir():
+        name = path.name.lstrip(".").partition("-")[0]
+        assert re.search(rf"\b{name}\b", tree), path
 
 
 def test_make_figures_writes_every_image_of_the_pages() -> None:

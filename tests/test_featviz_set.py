@@ -541,7 +541,7 @@ def test_usage_errors_exit_with_2(
     [
         (("--model", "resnet999"), "network 'resnet999' not found"),
         (("--layer", "blocks.99"), "layer 'blocks.99' not found"),
-        (("--device", "gpu"), "is not available"),
+        (("--device", "cuda:63"), "is not available"),
         (("--steps", "2", "--size", "256"), "steps is 2"),
     ],
 )

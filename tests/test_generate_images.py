@@ -46,7 +46,7 @@ def renderings(journal: Path) -> dict[int, int]:
 def test_images_records_and_manifest_of_a_dataset_agree(tmp_path: Path) -> None:
     stripes = Stripes(seed=5)
     result = make(image_set(tmp_path / "set", stripes))
-    assert (result.n, result.generated, result.whole, result.complete) == (10, 10, 10, True)
+    assert (result.n, result.generated, result.n_finished, result.complete) == (10, 10, 10, True)
     files = tree(tmp_path / "set")
     assert set(files) == {"manifest.json", "metadata.jsonl"} | {
         f"images/{index:08d}.png" for index in range(10)
@@ -94,7 +94,7 @@ def test_tasks_in_any_order_write_the_same_dataset(
     for task in (2, 0, 3, 1):
         result = make(image_set(tmp_path / "set", task_index=task, num_tasks=4, chunk=2))
         generated.append(result.generated)
-        assert result.whole == sum(generated)
+        assert result.n_finished == sum(generated)
         assert result.complete == (task == 1)
     # Chunks 0 and 4 of 2 images belong to task 0, and so on.
     assert generated == [2, 4, 2, 2]
@@ -179,7 +179,7 @@ def test_a_complete_dataset_is_not_changed(tmp_path: Path, unbroken: dict[str, b
     make(image_set(tmp_path / "set"))
     times = {path: path.stat().st_mtime_ns for path in (tmp_path / "set").rglob("*.*")}
     result = make(image_set(tmp_path / "set"))
-    assert (result.generated, result.whole) == (0, 10)
+    assert (result.generated, result.n_finished) == (0, 10)
     assert {path: path.stat().st_mtime_ns for path in (tmp_path / "set").rglob("*.*")} == times
     assert tree(tmp_path / "set") == unbroken
 
@@ -203,9 +203,9 @@ def test_a_task_does_not_complete_a_dataset_with_missing_images_of_another_task(
     for index in (0, 5):
         (tmp_path / "set" / "images" / f"{index:08d}.png").unlink()
     first = make(image_set(tmp_path / "set", task_index=0, num_tasks=2))
-    assert (first.generated, first.whole, first.complete) == (1, 9, False)
+    assert (first.generated, first.n_finished, first.complete) == (1, 9, False)
     second = make(image_set(tmp_path / "set", task_index=1, num_tasks=2))
-    assert (second.generated, second.whole, second.complete) == (1, 10, True)
+    assert (second.generated, second.n_finished, second.complete) == (1, 10, True)
     assert tree(tmp_path / "set") == unbroken
 
 
@@ -252,7 +252,7 @@ def test_a_changed_record_is_regenerated_when_a_dataset_grows(
     make(asked)
     asked.metadata.write_bytes(asked.metadata.read_bytes().replace(b'"angle":2', b'"angle":7'))
     first = make(replace(asked, n=10, task_index=0, num_tasks=2))
-    assert (first.whole, first.complete) == (6, False)
+    assert (first.n_finished, first.complete) == (6, False)
     assert make(replace(asked, n=10, task_index=1, num_tasks=2)).complete
     assert tree(asked.folder) == unbroken
 

@@ -37,7 +37,8 @@ from pipelines.shards.output import Folder, open_output
 from pipelines.shards.request import ShardRequest
 from pipelines.shards.sharding import make_shards
 from pipelines.shards.sources import Source
-from stripes import JobSpec, RunResult, Stripes, image_set, make, run_here, sharded, tree
+from shard_sets import run_here
+from stripes import JobSpec, RunResult, Stripes, image_set, make, sharded, tree
 
 
 def generate(asked: JobSpec) -> RunResult:
@@ -57,7 +58,7 @@ def unbroken(tmp_path_factory: pytest.TempPathFactory) -> dict[str, bytes]:
 
 
 @pytest.fixture
-def place(tmp_path: Path) -> Folder:
+def store(tmp_path: Path) -> Folder:
     return Folder(path=tmp_path / "set")
 
 
@@ -87,7 +88,7 @@ def members(folder: Path) -> dict[str, bytes]:
 
 
 def test_samples_equal_those_that_pixmix_shard_writes_for_the_files(
-    tmp_path: Path, place: Folder
+    tmp_path: Path, store: Folder
 ) -> None:
     from pipelines.shards.sources import MixingSource
 
@@ -97,19 +98,19 @@ def test_samples_equal_those_that_pixmix_shard_writes_for_the_files(
         store=Folder(path=tmp_path / "shards"), source=source, name="stripes", num_shards=4
     )
     make_shards(asked, run=run_here, progress=lambda _done, _total: None)
-    generate(sharded(place))
-    assert len(members(place.path)) == 20
-    assert members(place.path) == members(tmp_path / "shards")
-    ours, theirs = tree(place.path), tree(tmp_path / "shards")
+    generate(sharded(store))
+    assert len(members(store.path)) == 20
+    assert members(store.path) == members(tmp_path / "shards")
+    ours, theirs = tree(store.path), tree(tmp_path / "shards")
     assert set(ours) == set(theirs)
     manifests = [json.loads(each["manifest.json"]) for each in (ours, theirs)]
     for field in ("format", "version", "name", "kind", "classes", "extensions", "num_samples"):
         assert manifests[0][field] == manifests[1][field], field
 
 
-def test_images_are_in_order_in_shards_whose_sizes_differ_by_at_most_one(place: Folder) -> None:
-    generate(sharded(place))
-    shards = open_shards(place.path)
+def test_images_are_in_order_in_shards_whose_sizes_differ_by_at_most_one(store: Folder) -> None:
+    generate(sharded(store))
+    shards = open_shards(store.path)
     assert [each.n_samples for each in shards.shards] == [2, 3, 2, 3]
     assert [each.file for each in shards.shards] == [f"stripes-0{i}.tar" for i in range(4)]
     assert [shards.key(i) for i in range(10)] == [f"{i:08d}" for i in range(10)]
@@ -118,24 +119,24 @@ def test_images_are_in_order_in_shards_whose_sizes_differ_by_at_most_one(place: 
 
 # webdataset leaves its files to the garbage collector, which is called before the next test begins.
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
-def test_all_readers_read_the_dataset(place: Folder, tmp_path: Path) -> None:
-    generate(sharded(place))
-    mixing_set = open_mixing_set(place.path, 20, cache_dir=tmp_path / "cache")
+def test_all_readers_read_the_dataset(store: Folder, tmp_path: Path) -> None:
+    generate(sharded(store))
+    mixing_set = open_mixing_set(store.path, 20, cache_dir=tmp_path / "cache")
     assert len(mixing_set) == 10
     for i in range(10):
         np.testing.assert_array_equal(mixing_set[i], Stripes().image(i))
-    verdict = CliRunner().invoke(shard.main, ["verify", str(place.path), "--decode", "all"])
+    verdict = CliRunner().invoke(shard.main, ["verify", str(store.path), "--decode", "all"])
     assert (verdict.exit_code, "10 decoded" in verdict.stdout) == (0, True)
-    tars = [str(path) for path in sorted(place.path.glob("*.tar"))]
+    tars = [str(path) for path in sorted(store.path.glob("*.tar"))]
     samples = [*webdataset.WebDataset(tars, shardshuffle=False)]
     assert [json.loads(each["json"])["index"] for each in samples] == list(range(10))
     np.testing.assert_array_equal(decode(samples[3]["png"]), Stripes().image(3))
     gc.collect()
 
 
-def test_the_manifest_has_the_settings_and_versions(place: Folder) -> None:
-    generate(sharded(place, Stripes(seed=5)))
-    manifest = json.loads((place.path / "manifest.json").read_bytes())
+def test_the_manifest_has_the_settings_and_versions(store: Folder) -> None:
+    generate(sharded(store, Stripes(seed=5)))
+    manifest = json.loads((store.path / "manifest.json").read_bytes())
     assert manifest["settings"] == {
         "name": "stripes", "kind": "mixing", "sources": ["stripes"], "licence": "CC0-1.0",
         "seed": 5, "height": 20, "width": 36, "format": "png", "n": 10, "shard_size": 3,
@@ -144,7 +145,7 @@ def test_the_manifest_has_the_settings_and_versions(place: Folder) -> None:
     assert manifest["versions"].keys() == {
         "pixmix", "shards_version", "stripes_version", "encoder",
     }  # fmt: skip
-    assert earlier_settings(place) == manifest["settings"]
+    assert earlier_settings(store) == manifest["settings"]
 
 
 # --- Only settings change the dataset ------------------------------------------------------------
@@ -152,7 +153,7 @@ def test_the_manifest_has_the_settings_and_versions(place: Folder) -> None:
 
 @pytest.mark.parametrize("seed", range(4))
 def test_tasks_reruns_and_duplicates_do_not_change_the_dataset(
-    place: Folder, unbroken: dict[str, bytes], seed: int
+    store: Folder, unbroken: dict[str, bytes], seed: int
 ) -> None:
     chosen = random.Random(seed)
     num_tasks = chosen.choice([2, 3, 4, 7])
@@ -160,55 +161,55 @@ def test_tasks_reruns_and_duplicates_do_not_change_the_dataset(
     chosen.shuffle(tasks)
     for task in tasks:
         chunk = chosen.choice([1, 2, 100])
-        result = generate(sharded(place, chunk=chunk, task_index=task, num_tasks=num_tasks))
+        result = generate(sharded(store, chunk=chunk, task_index=task, num_tasks=num_tasks))
         assert not result.complete
     assert result.missing == ()
-    assert merge(place).complete
-    assert tree(place.path) == unbroken
+    assert merge(store).complete
+    assert tree(store.path) == unbroken
 
 
 def test_the_number_of_tasks_may_change_at_any_time(
-    place: Folder, unbroken: dict[str, bytes]
+    store: Folder, unbroken: dict[str, bytes]
 ) -> None:
-    assert generate(sharded(place, task_index=2, num_tasks=3)).generated == 2
-    assert generate(sharded(place, task_index=0, num_tasks=2)).generated == 2
-    assert generate(sharded(place, task_index=1, num_tasks=2)).generated == 6
-    assert merge(place).complete
-    assert tree(place.path) == unbroken
+    assert generate(sharded(store, task_index=2, num_tasks=3)).generated == 2
+    assert generate(sharded(store, task_index=0, num_tasks=2)).generated == 2
+    assert generate(sharded(store, task_index=1, num_tasks=2)).generated == 6
+    assert merge(store).complete
+    assert tree(store.path) == unbroken
 
 
 def test_the_number_of_processes_does_not_change_the_dataset(
-    place: Folder, unbroken: dict[str, bytes]
+    store: Folder, unbroken: dict[str, bytes]
 ) -> None:
-    assert make(sharded(place, jobs=2)).generated == 10
-    assert tree(place.path) == unbroken
+    assert make(sharded(store, jobs=2)).generated == 10
+    assert tree(store.path) == unbroken
 
 
 def test_only_incomplete_shards_are_regenerated(
-    place: Folder, unbroken: dict[str, bytes], tmp_path: Path
+    store: Folder, unbroken: dict[str, bytes], tmp_path: Path
 ) -> None:
     for task in range(2):
-        generate(sharded(place, task_index=task, num_tasks=2))
-    done_record(place, 1).unlink()
-    with (place.path / "stripes-03.tar").open("ab") as tar:
+        generate(sharded(store, task_index=task, num_tasks=2))
+    done_record(store, 1).unlink()
+    with (store.path / "stripes-03.tar").open("ab") as tar:
         tar.write(bytes(512))
-    (place.path / "stripes-02.tar").unlink()
-    assert numbers(merge(place)) == (1, 2, 3)
+    (store.path / "stripes-02.tar").unlink()
+    assert numbers(merge(store)) == (1, 2, 3)
     journal = tmp_path / "journal"
     journal.mkdir()
-    result = generate(sharded(place, Stripes(journal=journal)))
+    result = generate(sharded(store, Stripes(journal=journal)))
     assert (result.generated, result.complete) == (8, True)
     assert {int(note.name) for note in journal.iterdir()} == set(range(2, 10))
-    assert tree(place.path) == unbroken
+    assert tree(store.path) == unbroken
 
 
-def test_a_shard_whose_size_differs_from_its_sidecar_is_missing(place: Folder) -> None:
+def test_a_shard_whose_size_differs_from_its_sidecar_is_missing(store: Folder) -> None:
     for task in range(2):
-        generate(sharded(place, task_index=task, num_tasks=2))
-    with (place.path / "stripes-03.tar").open("ab") as tar:
+        generate(sharded(store, task_index=task, num_tasks=2))
+    with (store.path / "stripes-03.tar").open("ab") as tar:
         tar.write(bytes(512))
-    assert numbers(merge(place)) == (3,)
-    assert not (place.path / "manifest.json").exists()
+    assert numbers(merge(store)) == (3,)
+    assert not (store.path / "manifest.json").exists()
 
 
 @pytest.mark.parametrize(
@@ -227,55 +228,55 @@ def test_a_shard_whose_size_differs_from_its_sidecar_is_missing(place: Folder) -
 )
 @pytest.mark.parametrize("shards", [(1,), (0, 1, 2, 3)])
 def test_a_shard_with_a_damaged_sidecar_is_missing_and_regenerated(
-    place: Folder,
+    store: Folder,
     unbroken: dict[str, bytes],
     damage: Callable[[dict[str, Any]], bytes],
     shards: tuple[int, ...],
 ) -> None:
     for task in range(2):
-        generate(sharded(place, task_index=task, num_tasks=2))
-    done = [done_record(place, shard) for shard in shards]
+        generate(sharded(store, task_index=task, num_tasks=2))
+    done = [done_record(store, shard) for shard in shards]
     for path in done:
         path.write_bytes(damage(json.loads(path.read_bytes())) + b"\n")
-    assert numbers(merge(place)) == shards
-    assert not (place.path / "manifest.json").exists()
-    assert generate(sharded(place)).complete
-    assert tree(place.path) == unbroken
+    assert numbers(merge(store)) == shards
+    assert not (store.path / "manifest.json").exists()
+    assert generate(sharded(store)).complete
+    assert tree(store.path) == unbroken
 
 
-def test_a_sidecar_of_another_shard_is_ignored(place: Folder, unbroken: dict[str, bytes]) -> None:
+def test_a_sidecar_of_another_shard_is_ignored(store: Folder, unbroken: dict[str, bytes]) -> None:
     for task in range(2):
-        generate(sharded(place, task_index=task, num_tasks=2))
-    done_record(place, 3).write_bytes(done_record(place, 1).read_bytes())
-    assert numbers(merge(place)) == (3,)
-    assert generate(sharded(place)).generated == 3
-    assert tree(place.path) == unbroken
+        generate(sharded(store, task_index=task, num_tasks=2))
+    done_record(store, 3).write_bytes(done_record(store, 1).read_bytes())
+    assert numbers(merge(store)) == (3,)
+    assert generate(sharded(store)).generated == 3
+    assert tree(store.path) == unbroken
 
 
-def test_a_task_without_shards_does_nothing(place: Folder) -> None:
+def test_a_task_without_shards_does_nothing(store: Folder) -> None:
     sizes = [
-        generate(sharded(place, n=2, shard_size=1, task_index=task, num_tasks=5)).generated
+        generate(sharded(store, n=2, shard_size=1, task_index=task, num_tasks=5)).generated
         for task in range(5)
     ]
     assert Counter(sizes) == {0: 3, 1: 2}
 
 
 def test_after_the_merge_every_task_finds_the_set_complete(
-    place: Folder, unbroken: dict[str, bytes]
+    store: Folder, unbroken: dict[str, bytes]
 ) -> None:
-    generate(sharded(place))
-    times = {path: path.stat().st_mtime_ns for path in place.path.iterdir()}
+    generate(sharded(store))
+    times = {path: path.stat().st_mtime_ns for path in store.path.iterdir()}
     for task in range(3):
-        result = generate(sharded(place, task_index=task, num_tasks=3))
+        result = generate(sharded(store, task_index=task, num_tasks=3))
         assert (result.generated, result.complete) == (0, True)
-    assert merge(place).complete
-    assert {path: path.stat().st_mtime_ns for path in place.path.iterdir()} == times
-    assert tree(place.path) == unbroken
+    assert merge(store).complete
+    assert {path: path.stat().st_mtime_ns for path in store.path.iterdir()} == times
+    assert tree(store.path) == unbroken
 
 
 @pytest.mark.parametrize("at", ["tar", "sidecar"])
 def test_a_duplicate_task_ends_normally_when_another_completes_the_dataset(
-    place: Folder, unbroken: dict[str, bytes], monkeypatch: pytest.MonkeyPatch, at: str
+    store: Folder, unbroken: dict[str, bytes], monkeypatch: pytest.MonkeyPatch, at: str
 ) -> None:
     """Another run completes the dataset while this one writes a shard."""
     module, name = {"tar": (products, "write_tar"), "sidecar": (job, "_write_done")}[at]
@@ -284,14 +285,14 @@ def test_a_duplicate_task_ends_normally_when_another_completes_the_dataset(
     def write_while_another_closes(*arguments: Any) -> Any:  # noqa: ANN401
         if not closed:
             closed.append(at)
-            assert generate(sharded(place)).complete
+            assert generate(sharded(store)).complete
         return write(*arguments)
 
     monkeypatch.setattr(module, name, write_while_another_closes)
-    result = generate(sharded(place, task_index=1, num_tasks=2))
+    result = generate(sharded(store, task_index=1, num_tasks=2))
     assert closed
     assert result.complete
-    assert tree(place.path) == unbroken
+    assert tree(store.path) == unbroken
 
 
 # --- Rejections ----------------------------------------------------------------------------------
@@ -312,44 +313,44 @@ def test_a_duplicate_task_ends_normally_when_another_completes_the_dataset(
 )
 @pytest.mark.parametrize("complete", [True, False])
 def test_other_settings_are_rejected_by_the_name_of_the_field(
-    place: Folder,
+    store: Folder,
     change: Callable[[JobSpec], JobSpec],
     message: str,
     complete: bool,
 ) -> None:
-    asked = sharded(place) if complete else sharded(place, num_tasks=2)
+    asked = sharded(store) if complete else sharded(store, num_tasks=2)
     generate(asked)
-    before = tree(place.path)
+    before = tree(store.path)
     with pytest.raises(PipelineError, match=message):
         generate(change(asked))
-    assert tree(place.path) == before
+    assert tree(store.path) == before
 
 
 def test_a_newer_package_with_the_same_images_resumes(
-    place: Folder, unbroken: dict[str, bytes], monkeypatch: pytest.MonkeyPatch
+    store: Folder, unbroken: dict[str, bytes], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    generate(sharded(place, num_tasks=2))
+    generate(sharded(store, num_tasks=2))
     monkeypatch.setattr(generators, "__version__", "99.0")
-    assert generate(sharded(place)).generated == 6
-    assert tree(place.path) == unbroken
+    assert generate(sharded(store)).generated == 6
+    assert tree(store.path) == unbroken
 
 
 def test_shards_of_another_concurrent_request_do_not_count(
-    place: Folder, unbroken: dict[str, bytes]
+    store: Folder, unbroken: dict[str, bytes]
 ) -> None:
-    generate(sharded(place, num_tasks=2))
+    generate(sharded(store, num_tasks=2))
     # In a store without locks, the two requests may have overwritten each other.
-    other = sharded(place, Stripes(seed=1)).job()
+    other = sharded(store, Stripes(seed=1)).job()
     for number in (1, 3):
         make_chunk(other, other.request.hash, range(number, number + 1))
-    assert numbers(merge(place)) == (1, 3)
-    assert generate(sharded(place, task_index=1, num_tasks=2)).generated == 6
-    assert merge(place).complete
-    assert tree(place.path) == unbroken
+    assert numbers(merge(store)) == (1, 3)
+    assert generate(sharded(store, task_index=1, num_tasks=2)).generated == 6
+    assert merge(store).complete
+    assert tree(store.path) == unbroken
 
 
 def test_the_loser_of_a_race_for_the_request_is_rejected(
-    place: Folder, monkeypatch: pytest.MonkeyPatch
+    store: Folder, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     write = job.write_file
 
@@ -362,20 +363,20 @@ def test_the_loser_of_a_race_for_the_request_is_rejected(
 
     monkeypatch.setattr(job, "write_file", write_and_lose)
     with pytest.raises(PipelineError, match=r"seed: .* started with 9, and this command uses 0"):
-        generate(sharded(place))
-    assert not list(place.path.glob("*.tar"))
+        generate(sharded(store))
+    assert not list(store.path.glob("*.tar"))
 
 
 @pytest.mark.parametrize("name", ["thesis.tex", "images/"])
-def test_a_store_with_other_files_is_rejected_and_not_changed(place: Folder, name: str) -> None:
-    place.path.mkdir()
+def test_a_store_with_other_files_is_rejected_and_not_changed(store: Folder, name: str) -> None:
+    store.path.mkdir()
     if name.endswith("/"):
-        (place.path / name).mkdir()
+        (store.path / name).mkdir()
     else:
-        (place.path / name).touch()
+        (store.path / name).touch()
     with pytest.raises(PipelineError, match=rf"holds something else \({name.rstrip('/')}\)"):
-        generate(sharded(place))
-    assert [path.name for path in place.path.iterdir()] == [name.rstrip("/")]
+        generate(sharded(store))
+    assert [path.name for path in store.path.iterdir()] == [name.rstrip("/")]
 
 
 LOST = [
@@ -387,66 +388,66 @@ LOST = [
 @pytest.mark.parametrize("how", ["lost", "empty"])
 @pytest.mark.parametrize("names", LOST)
 def test_the_same_command_repairs_a_complete_dataset(
-    place: Folder, unbroken: dict[str, bytes], names: str, how: str
+    store: Folder, unbroken: dict[str, bytes], names: str, how: str
 ) -> None:
-    generate(sharded(place))
+    generate(sharded(store))
     for name in names.split():
-        (place.path / name).unlink()
+        (store.path / name).unlink()
         if how == "empty" and name != "manifest.json":
-            (place.path / name).touch()
-    assert generate(sharded(place)).complete
-    assert tree(place.path) == unbroken
+            (store.path / name).touch()
+    assert generate(sharded(store)).complete
+    assert tree(store.path) == unbroken
 
 
-def test_only_missing_shards_are_regenerated(place: Folder) -> None:
-    generate(sharded(place))
-    (place.path / "stripes-01.tar").unlink()
-    assert generate(sharded(place)).generated == 3
+def test_only_missing_shards_are_regenerated(store: Folder) -> None:
+    generate(sharded(store))
+    (store.path / "stripes-01.tar").unlink()
+    assert generate(sharded(store)).generated == 3
 
 
 def test_merge_repairs_the_index_and_lists_missing_shards(
-    place: Folder, unbroken: dict[str, bytes]
+    store: Folder, unbroken: dict[str, bytes]
 ) -> None:
-    generate(sharded(place))
-    (place.path / "index.npy").unlink()
-    assert merge(place).complete
-    assert tree(place.path) == unbroken
-    (place.path / "stripes-01.tar").unlink()
-    lost = merge(place)
+    generate(sharded(store))
+    (store.path / "index.npy").unlink()
+    assert merge(store).complete
+    assert tree(store.path) == unbroken
+    (store.path / "stripes-01.tar").unlink()
+    lost = merge(store)
     assert (lost.complete, numbers(lost)) == (False, (1,))
     # As the message says: the command that started the dataset, then merge.
     for task in range(2):
-        generate(sharded(place, task_index=task, num_tasks=2))
-    assert merge(place).complete
-    assert tree(place.path) == unbroken
+        generate(sharded(store, task_index=task, num_tasks=2))
+    assert merge(store).complete
+    assert tree(store.path) == unbroken
 
 
 def test_a_tar_with_other_bytes_is_rewritten_when_a_dataset_is_repaired(
-    place: Folder, unbroken: dict[str, bytes]
+    store: Folder, unbroken: dict[str, bytes]
 ) -> None:
-    generate(sharded(place))
-    path = place.path / "stripes-03.tar"
+    generate(sharded(store))
+    path = store.path / "stripes-03.tar"
     content = bytearray(path.read_bytes())
     content[600] ^= 1
     path.write_bytes(content)
-    (place.path / "index.npy").unlink()
-    assert generate(sharded(place)).complete
-    assert tree(place.path) == unbroken
+    (store.path / "index.npy").unlink()
+    assert generate(sharded(store)).complete
+    assert tree(store.path) == unbroken
 
 
-def test_a_command_with_other_settings_does_not_repair_a_dataset(place: Folder) -> None:
-    generate(sharded(place))
-    (place.path / "stripes-01.tar").unlink()
-    before = tree(place.path)
+def test_a_command_with_other_settings_does_not_repair_a_dataset(store: Folder) -> None:
+    generate(sharded(store))
+    (store.path / "stripes-01.tar").unlink()
+    before = tree(store.path)
     with pytest.raises(PipelineError, match=r"seed: .* started with 0"):
-        generate(sharded(place, Stripes(seed=1)))
-    assert tree(place.path) == before
+        generate(sharded(store, Stripes(seed=1)))
+    assert tree(store.path) == before
 
 
-def test_a_damaged_request_is_reported(place: Folder) -> None:
-    generate(sharded(place, num_tasks=2))
-    (place.path / ".work" / "request.json").write_text("{")
-    for ask in (lambda: generate(sharded(place)), lambda: merge(place)):
+def test_a_damaged_request_is_reported(store: Folder) -> None:
+    generate(sharded(store, num_tasks=2))
+    (store.path / ".work" / "request.json").write_text("{")
+    for ask in (lambda: generate(sharded(store)), lambda: merge(store)):
         with pytest.raises(PipelineError, match=r"request\.json is damaged"):
             ask()
 
@@ -464,13 +465,13 @@ def test_a_url_that_cannot_be_written_is_rejected(where: str) -> None:
     ("changes", "message"),
     [({"n": 0}, "n is 0"), ({"shard_size": 0}, "shard_size 0"), ({"format": "gif"}, "'gif'")],
 )
-def test_a_request_rejects_invalid_values(place: Folder, changes: Any, message: str) -> None:  # noqa: ANN401
+def test_a_request_rejects_invalid_values(store: Folder, changes: Any, message: str) -> None:  # noqa: ANN401
     with pytest.raises(ValueError, match=message):
-        sharded(place, **changes).job()
+        sharded(store, **changes).job()
 
 
-def test_missing_shards_are_listed_as_ranges(place: Folder) -> None:
-    asked = sharded(place, n=11, shard_size=1).job()
+def test_missing_shards_are_listed_as_ranges(store: Folder) -> None:
+    asked = sharded(store, n=11, shard_size=1).job()
     missing = (range(4), range(7, 8), range(9, 11))
     result = JobResult(n=11, missing=missing, complete=False)
     text, _ = describe_shards(asked, result, complete_now=True)
@@ -568,9 +569,9 @@ def test_a_folder_that_cannot_be_merged_is_reported_in_one_line(tmp_path: Path) 
     assert (result.exit_code, result.stderr.count("\n")) == (1, 1)
 
 
-def test_verify_of_shards_refers_to_pixmix_shard(place: Folder) -> None:
-    generate(sharded(place))
-    result = run("verify", place.path)
+def test_verify_of_shards_refers_to_pixmix_shard(store: Folder) -> None:
+    generate(sharded(store))
+    result = run("verify", store.path)
     assert result.exit_code == 1
     assert "contains shards, not image files; verify them with pixmix-shard" in result.stderr
 

@@ -16,16 +16,7 @@ from pipelines.errors import PipelineError
 from pipelines.models.checkpoints import open_checkpoint
 from pipelines.models.registry import open_model
 from pipelines.training.checkpoints import choose_checkpoint, find_checkpoints
-from pipelines.training.data import open_training_data
 from pipelines.training.recipes import PRETRAINED
-
-
-@pytest.fixture(scope="module")
-def digits(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    pytest.importorskip("sklearn")
-    folder = tmp_path_factory.mktemp("digits")
-    open_training_data("digits", None, folder, lambda _done, _total: None)
-    return folder
 
 
 @pytest.fixture

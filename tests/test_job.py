@@ -18,7 +18,8 @@ from pipelines.shards.job import JobResult, make_chunk, merge, read_request, run
 from pipelines.shards.output import Folder
 from pipelines.system.files import folder_lock
 from pipelines.system.ranks import Task, subtract
-from stripes import run_here, tree
+from shard_sets import run_here
+from stripes import tree
 
 
 def run(folder: Path, task: Task = Task(), **settings: Any) -> JobResult:  # noqa: ANN401, B008
@@ -83,7 +84,7 @@ def test_tasks_close_an_exclusive_job_and_merge_closes_other_jobs(
         folder = tmp_path / str(exclusive)
         results = [run(folder, Task(i, 3), n=10, exclusive=exclusive) for i in (2, 0, 1)]
         assert [result.complete for result in results] == [False, False, exclusive]
-        assert [result.whole for result in results] == [2, 6, 10]
+        assert [result.n_finished for result in results] == [2, 6, 10]
         if not exclusive:
             assert not (folder / "manifest.json").exists()
             assert merge(fake_job(folder, n=10)).complete

@@ -31,7 +31,8 @@ from pipelines.shards.output import Bucket, Folder, OutputStore, open_output
 from pipelines.shards.remote import open_set
 from pipelines.system.objects import RemoteAccess
 from pipelines.system.stores import open_store
-from stripes import JobSpec, RunResult, Stripes, make, run_here, sharded, tree
+from shard_sets import run_here
+from stripes import JobSpec, RunResult, Stripes, make, sharded, tree
 
 
 def generate(asked: JobSpec) -> RunResult:

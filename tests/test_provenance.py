@@ -26,21 +26,12 @@ from pipelines.system.files import file_sha256
 from pipelines.system.masking import _SECRET_OPTION, masked, masked_arguments
 from pipelines.system.process_group import Processes
 from pipelines.system.ranks import World
-from pipelines.training.data import open_training_data
 from pipelines.training.loop import train as run_training
 from pipelines.training.recipes import StepProgress
 from pipelines.training.tracking import _weights
 from training_sets import training
 
 ALONE = Processes(world=World(rank=0, size=1), device=torch.device("cpu"))
-
-
-@pytest.fixture(scope="session")
-def digits(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    pytest.importorskip("sklearn")
-    folder = tmp_path_factory.mktemp("digits")
-    open_training_data("digits", None, folder, lambda _done, _total: None)
-    return folder
 
 
 def record_of(out: Path) -> dict[str, Any]:
@@ -64,12 +55,12 @@ def test_a_run_records_its_settings_data_and_sessions(digits: Path, tmp_path: Pa
     out = tmp_path / "run"
     seen = []
 
-    def look(shown: StepProgress) -> None:
+    def check(shown: StepProgress) -> None:
         seen.append(record_of(out)["status"])
         stopping_at(3)(shown)
 
     changes = {"augment": "none", "epochs": 1}
-    run_training(training(digits, out, **changes), ALONE, look)
+    run_training(training(digits, out, **changes), ALONE, check)
     stopped = record_of(out)
     assert seen == ["running"] * 3
     assert stopped["status"] == "stopped"

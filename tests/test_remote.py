@@ -44,15 +44,11 @@ TESTS = Path(__file__).parent
 CONTENT = random.Random(0).randbytes(100_000)
 ACCESS = RemoteAccess(attempts=4, first_wait_s=0.01, longest_wait_s=0.05, stall_s=0.3)
 
+pytestmark = pytest.mark.usefixtures("no_proxy")
+
 
 def sha256(content: bytes) -> str:
     return hashlib.sha256(content).hexdigest()
-
-
-@pytest.fixture(autouse=True)
-def _no_proxy(monkeypatch: pytest.MonkeyPatch) -> None:
-    for name in ("http_proxy", "HTTP_PROXY", "all_proxy", "ALL_PROXY"):
-        monkeypatch.delenv(name, raising=False)
 
 
 @pytest.fixture

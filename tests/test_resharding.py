@@ -8,21 +8,16 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from click.testing import CliRunner, Result
 
-from pipelines.cli import shard as command
 from pipelines.shards import writer
 from pipelines.shards.format import open_shards
 from pipelines.system import processes
-from shard_sets import drawn_images, encoded, run_here
+from shard_commands import contents_of, run
+from shard_sets import drawn_images, encoded
+
+pytestmark = pytest.mark.usefixtures("in_this_process")
 
 IMAGES = drawn_images(40, 7)
-
-
-def run(*arguments: object) -> Result:
-    result = CliRunner().invoke(command.main, [str(each) for each in arguments])
-    assert result.exception is None or isinstance(result.exception, SystemExit), result.exception
-    return result
 
 
 def written(*arguments: object) -> int:
@@ -30,20 +25,6 @@ def written(*arguments: object) -> int:
     result = run(*arguments, "--jobs", 1, "--json")
     assert result.exit_code == 0, result.output
     return sum(each["written"] for each in json.loads(result.stdout)["sets"])
-
-
-def contents_of(folder: Path) -> dict[str, bytes]:
-    return {
-        path.relative_to(folder).as_posix(): path.read_bytes()
-        for path in sorted(folder.rglob("*"))
-        if path.is_file()
-    }
-
-
-@pytest.fixture(autouse=True)
-def in_this_process(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Run the work of all processes in this one, which saves the time to start them."""
-    monkeypatch.setattr(processes, "run_chunks", run_here)
 
 
 @pytest.fixture

@@ -307,7 +307,7 @@ def test_a_link_to_itself_is_not_a_class(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("name", ["valid", "dev", "eval"])
-def test_all_usual_names_of_splits_are_recognized(tmp_path: Path, name: str) -> None:
+def test_all_common_names_of_splits_are_recognized(tmp_path: Path, name: str) -> None:
     source = folders_of_images(tmp_path / "set", "train/a", f"{name}/a")
     out = made("imagefolder", source, tmp_path / "out", "--jobs", 1)
     assert len(open_shards(out / name)) == 1
@@ -321,7 +321,7 @@ def test_valid_and_invalid_are_classes(tmp_path: Path) -> None:
     assert open_shards(out).classes == ("invalid", "valid")
 
 
-def test_a_split_that_is_asked_for_may_have_other_folders_beside_it(tmp_path: Path) -> None:
+def test_a_requested_split_may_be_beside_other_folders(tmp_path: Path) -> None:
     source = folders_of_images(tmp_path / "set", "valid/a", "cat")
     out = made("imagefolder", source, tmp_path / "out", "--split", "valid", "--jobs", 1)
     assert open_shards(out / "valid").classes == ("a",)

@@ -12,9 +12,8 @@ pytest.importorskip("moto.server")
 from object_store import AmazonStore, GoogleStore
 from pipelines.shards import writer
 from pipelines.shards.output import Bucket
-from pipelines.system import processes
 from shard_commands import IMAGES, contents_of, run
-from shard_sets import encoded, run_here
+from shard_sets import encoded
 
 OPTIONS = ["--num-shards", 3, "--name", "s", "--dali-index", "--on-decode-error", "skip"]
 
@@ -31,12 +30,6 @@ def server(
 
 
 amazon = pytest.mark.parametrize("server", [AmazonStore], indirect=True)
-
-
-@pytest.fixture
-def in_this_process(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Do the work of all processes in this one, which starts at once."""
-    monkeypatch.setattr(processes, "run_chunks", run_here)
 
 
 @pytest.fixture

@@ -149,7 +149,7 @@ def test_each_replacement_and_check_belongs_to_a_block() -> None:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", BLOCKS)
-def test_a_shown_block_runs_as_it_stands(name: str, folder: Path) -> None:
+def test_a_shown_block_runs(name: str, folder: Path) -> None:
     for package in parts_for(NEEDED, BLOCKS[name]):
         if find_spec(package) is None:
             pytest.skip(f"{package} is not installed")

@@ -174,7 +174,7 @@ def test_two_trainings_cannot_write_to_one_folder(digits: Path, tmp_path: Path) 
 
 def test_resume_rejects_another_recipe(digits: Path, tmp_path: Path) -> None:
     train(training(digits, tmp_path / "run"), ALONE, stopping_at(1))
-    with pytest.raises(PipelineError, match="holds a training; pass --resume auto"):
+    with pytest.raises(PipelineError, match="already contains a training run; pass --resume "):
         train(training(digits, tmp_path / "run"), ALONE)
     with pytest.raises(PipelineError, match=r"seed: .* started with 0, this command has 1"):
         train(training(digits, tmp_path / "run", seed=1, resume=True), ALONE)

@@ -44,18 +44,12 @@ RECIPE = named_recipe("imagenet")
 BATCH, EPOCHS = 8, 2
 N = N_SHARDS * A_SHARD
 
-pytestmark = pytest.mark.usefixtures("one_thread")
+pytestmark = pytest.mark.usefixtures("one_thread", "no_proxy")
 
 
 @pytest.fixture(scope="module")
 def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write_small_shards(tmp_path_factory.mktemp("served"))
-
-
-@pytest.fixture(autouse=True)
-def _no_proxy(monkeypatch: pytest.MonkeyPatch) -> None:
-    for name in ("http_proxy", "HTTP_PROXY", "all_proxy", "ALL_PROXY"):
-        monkeypatch.delenv(name, raising=False)
 
 
 # --- Addresses -----------------------------------------------------------------------------------

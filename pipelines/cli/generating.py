@@ -358,8 +358,8 @@ def _describe_files(output: Output, job: "Job", result: "JobResult") -> tuple[st
     new = sum(map(len, result.made))
     rate = read_manifest(folder)["acceptance_rate"] if result.complete else None
     if rate is None:
-        text = f"{result.whole} of {result.n} images in {images} ({new} new); other tasks generate "
-        text += "the rest"
+        text = f"{result.n_finished} of {result.n} images in {images} ({new} new); other tasks "
+        text += "generate the rest"
     else:
         text = f"{result.n} images in {images} ({new} new); {rate:.0%} of the candidates were "
         text += "accepted"
@@ -367,7 +367,7 @@ def _describe_files(output: Output, job: "Job", result: "JobResult") -> tuple[st
         "folder": output.out,
         "images_folder": str(images),
         "images": job.request.n,
-        "whole": result.whole,
+        "finished": result.n_finished,
         "generated": new,
         "complete": result.complete,
         "acceptance_rate": rate,
@@ -389,7 +389,7 @@ def describe_shards(
     name, n = job.store.name, job.request.settings["n"]
     ranges = [[items.start, items.stop - 1] for items in result.missing]
     missing = ", ".join(str(a) if a == b else f"{a}-{b}" for a, b in ranges)
-    text = f"{name}: {result.whole:,} of {result.n:,} shards"
+    text = f"{name}: {result.n_finished:,} of {result.n:,} shards"
     if result.complete:
         shards = "1 shard" if result.n == 1 else f"{result.n:,} shards"
         text = f"{name}: complete; {n:,} images in {shards}"

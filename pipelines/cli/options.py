@@ -28,6 +28,7 @@ SHEET_IMAGES = 64
 """Number of images on a contact sheet."""
 
 DATA, MODEL, PARALLEL, ERRORS = "Data", "Model", "Parallel work", "Error handling"
+REMOTE = "Remote shards"
 """Groups of options that several commands have."""
 
 
@@ -269,9 +270,9 @@ def pixmix_options(
             group="PixMix",
             common=common,
             is_flag=True,
-            help="Also use the operations that overlap the corruptions of ImageNet-C, see "
-            "docs/mixing.md. The training commands of the PixMix authors use them; the default of "
-            "their script is off, as here.",
+            help="Also use color, contrast, brightness and sharpness, which overlap corruptions of "
+            "ImageNet-C. The authors' training commands pass this option; it is off by default in "
+            "their script, as here.",
         ),
     )
 
@@ -476,4 +477,41 @@ def html_option(command: Decorated) -> Decorated:
         "--html",
         metavar="REPORT.html",
         text="Write a report to this self-contained HTML file.",
+    )(command)
+
+
+# --- Remote shards -------------------------------------------------------------------------------
+
+CACHE_OPTIONS = (
+    option(
+        "--cache-dir",
+        group=REMOTE,
+        common=False,
+        type=click.Path(path_type=Path, file_okay=False),
+        show_default="$PIXMIX_CACHE, or ~/.cache/pixmix",
+        help="Cache folder of this host for shards and decoded images.",
+    ),
+    option(
+        "--cache-limit",
+        group=REMOTE,
+        common=False,
+        type=ByteSize(),
+        show_default="free disk space",
+        help="Size limit of the shards in the cache, such as 200GB.",
+    ),
+)
+"""The options --cache-dir and --cache-limit."""
+
+
+def download_timeout_option(command: Decorated) -> Decorated:
+    """Add --download-timeout."""
+    return option(
+        "--download-timeout",
+        group=REMOTE,
+        common=False,
+        type=click.FloatRange(0, min_open=True),
+        callback=finite,
+        metavar="SECONDS",
+        default=600.0,
+        help="Abort after this many seconds without new data from the server.",
     )(command)

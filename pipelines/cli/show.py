@@ -24,7 +24,7 @@ from pipelines.cli.options import (
 )
 from pipelines.training.recipes import figures
 
-_INTERRUPTED = "interrupted; files that were written are whole"
+_INTERRUPTED = "interrupted; files that were written are complete"
 
 _SET = LocalPath(exists=True)
 

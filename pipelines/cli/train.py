@@ -26,12 +26,12 @@ if TYPE_CHECKING:
     from pipelines.training.recipes import StepProgress, TrainResult
     from pipelines.training.stopping import Stopping
 
-_INTERRUPTED = "interrupted; run the same command with --resume auto to resume"
+_INTERRUPTED = "interrupted; run the same command with --resume to resume"
 
 _STOPPED_BEFORE = "stopped before the first step"
 
 _NOT_IN_TIME = (
-    "stopped, and no checkpoint could be saved in time; run the same command with --resume auto to "
+    "stopped, and no checkpoint could be saved in time; run the same command with --resume to "
     "resume from the last one"
 )
 
@@ -44,7 +44,9 @@ def main() -> None:
     """Train image classifiers with PixMix, in one process or under torchrun.
 
     The default recipes are those of the released PixMix scripts. The authors' README adds --all-ops
-    for the runs of the paper. A stopped run resumes exactly where it stopped.
+    for the runs of the paper. With --resume, a stopped run continues from its latest checkpoint.
+    A checkpoint is written after every epoch, more often with --checkpoint-every, and on Ctrl-C or
+    SIGTERM.
     """
 
 
@@ -74,8 +76,8 @@ def _help_of(dataset: Dataset) -> str:
         )
     return (
         f"{text}\n\nDATA has the folders train and val of pixmix-shard imagefolder. The default "
-        "learning rate is that of the released script, which fine-tunes pretrained weights; pass "
-        "--pretrained to do the same."
+        "learning rate is 0.01, as in the authors' script. It suits fine-tuning, but --pretrained "
+        "is off by default, as in that script."
     )
 
 
@@ -289,7 +291,13 @@ def _open_data(
     with processes.watchdog.awaiting("process 0, which opens or shards the data"):
         with processes.together():
             if processes.first:
-                check_inputs(out, options["mixing_sets"], weights=options["weights"], **reading)
+                check_inputs(
+                    out,
+                    options["mixing_sets"],
+                    weights=options["weights"],
+                    resume=options["resume"] == "auto",
+                    **reading,
+                )
                 with progress_bar("samples") as made:
                     data = find(made, **reading)
         with processes.together():
@@ -410,7 +418,7 @@ def _described(result: "TrainResult", out: Path, torch_version: str) -> tuple[st
     if result.finished:
         text = f"{known}checkpoint in {result.checkpoint}, metrics in {out / 'metrics.csv'}"
     else:
-        text = f"{known}stopped after step {result.step}; pass --resume auto to resume"
+        text = f"{known}stopped after step {result.step}; pass --resume to resume"
     return text, {
         "finished": result.finished,
         "step": result.step,

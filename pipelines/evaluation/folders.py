@@ -193,7 +193,7 @@ def unreadable(path: object, error: OSError, remedy: str) -> PipelineError:
 
 @dataclass
 class Notices:
-    """Messages of an evaluation beside the metrics.
+    """Messages of an evaluation in addition to the metrics.
 
     Attributes:
         ignored: paths of hidden and system files and folders.
@@ -363,17 +363,17 @@ def remedy_for(name: str, suffix: str) -> str:
     related = dataset.related.values() if dataset else ()
     ways = [f"download it from {each.page}" for each in related if each.folder == f"{name}{suffix}"]
     if suffix == "-C" and name != IMAGENET:
-        ways.append("make one with pixmix-eval make-c")
+        ways.append("generate a similar set with pixmix-eval make-c")
     return ", or ".join(ways) or f"no {name}{suffix} is published; leave the suite out"
 
 
 def find_suite_folder(
-    root: Path, name: str, suite: str, notices: Notices
+    root: Path | None, name: str, suite: str, notices: Notices
 ) -> tuple[Path, MakeCRecord | None]:
     """Return the folder of a suite's dataset, and its record if make-c made it.
 
     Args:
-        root: the parent folder.
+        root: the parent folder; None if the test set is at a URL.
         name: name of the test set, such as "CIFAR-10".
         suite: one of `WITH_FOLDERS`.
         notices: collects a line if both an official dataset and one of make-c are present.
@@ -383,6 +383,11 @@ def find_suite_folder(
         PipelineError: if several folders match, or the record is damaged.
         OSError: if the folder cannot be read.
     """
+    if root is None:
+        raise MissingDataError(
+            "a URL has only the test set; pass a local --data that also has the datasets of other "
+            "suites"
+        )
     if suite not in _SUFFIXES:
         natural = _NATURAL[suite]
         folder = find_folder(root, natural.folder)
@@ -410,7 +415,7 @@ def find_suite_folder(
     return folder, record
 
 
-def missing_sets(root: Path, name: str, suites: Sequence[str]) -> dict[str, str]:
+def missing_sets(root: Path | None, name: str, suites: Sequence[str]) -> dict[str, str]:
     """Return the error of each suite whose folder is missing, by suite.
 
     Raises:

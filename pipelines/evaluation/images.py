@@ -16,7 +16,6 @@ from numpy.typing import NDArray
 from pipelines.errors import PipelineError, install_extra
 from pipelines.evaluation.folders import Notices, unreadable
 from pipelines.loading.dataset import SampleError, ShardDataset, decode_image
-from pipelines.shards.format import ShardSet
 from pipelines.shards.images import (
     MAX_FILE_BYTES,
     MAX_PIXELS,
@@ -149,7 +148,7 @@ class DecodedImages:
     content: Callable[[int], bytes | bytearray]
     name: Callable[[int], str]
     transform: ResizeCrop
-    remedy: str = "replace it with a whole file, or remove it"
+    remedy: str = "replace it with an undamaged file, or remove it"
     prefetch: int = 1
 
     def __len__(self) -> int:
@@ -183,11 +182,9 @@ class DecodedImages:
         return out
 
 
-def shard_images(shards: ShardSet, transform: ResizeCrop) -> DecodedImages:
+def shard_images(shards: ShardDataset, transform: ResizeCrop) -> DecodedImages:
     """Return the images of shards, in the order of the shards."""
-    return DecodedImages(
-        n=len(shards), content=ShardDataset(shards).read, name=shards.key, transform=transform
-    )
+    return DecodedImages(n=len(shards), content=shards.read, name=shards.key, transform=transform)
 
 
 def file_images(

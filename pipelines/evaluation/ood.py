@@ -42,6 +42,7 @@ from pipelines.evaluation.images import (
 )
 from pipelines.evaluation.metrics import measure
 from pipelines.evaluation.predictions import Evaluation
+from pipelines.loading.dataset import ShardDataset
 from pipelines.shards.format import MANIFEST_NAME, open_shards
 from pipelines.shards.images import is_ignored_name
 from pipelines.shards.sources import DatasetSource
@@ -114,7 +115,14 @@ def _datasets(evaluation: Evaluation, n: int) -> dict[str, Images]:
         name: GeneratedImages(n_synthetic, partial(_synthetic_image, evaluation.seed, name, side))
         for name in SYNTHETIC
     }
-    folder, notices = evaluation.data.root / FOLDER, evaluation.data.notices
+    root, notices = evaluation.data.root, evaluation.data.notices
+    if root is None:
+        notices.add(
+            f"ood has only the synthetic datasets; pass a local --data that also has {FOLDER} to "
+            "evaluate others"
+        )
+        return datasets
+    folder = root / FOLDER
     if folder.is_dir():
         for path in sorted(folder.iterdir()):
             if is_ignored_name(path.name):
@@ -143,7 +151,7 @@ def open_ood(folder: Path, transform: ResizeCrop, notices: Notices | None = None
     """
     for each in (folder, folder / "test"):
         if (each / MANIFEST_NAME).exists():
-            return shard_images(open_shards(each), transform)
+            return shard_images(ShardDataset(open_shards(each)), transform)
     if (folder / _SVHN).exists():
         images = _read_svhn(folder / _SVHN)
         if images.shape[1:3] != (transform.side, transform.side):

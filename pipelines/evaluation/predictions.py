@@ -286,7 +286,7 @@ def with_overrides(
 
     Args:
         metadata: metadata by checkpoint path.
-        overrides: "mean", "std", "image_size" and "evaluation_resize", as far as they are set.
+        overrides: "mean", "std", "image_size" and "evaluation_resize"; those that are set.
 
     Returns:
         The completed metadata by checkpoint path.

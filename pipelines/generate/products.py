@@ -440,7 +440,7 @@ class _Shards:
         return parse_sidecar(line, self._name(item), sizes)
 
     def takes_over(self, names: set[str]) -> bool:
-        # Without a manifest nothing proves that the tars are whole, so they are written again.
+        # Without a manifest nothing proves that the tars are complete, so they are written again.
         tars = {self._name(shard) for shard in range(self.settings["num_shards"])}
         return bool(names & tars) and names <= tars | {
             INDEX_NAME,

@@ -454,7 +454,7 @@ def worker_errors() -> Iterator[None]:
         if message.startswith("DataLoader worker"):
             raise PipelineError(
                 "a worker that decodes images was killed, most likely because memory ran out; run "
-                "the same command again (pixmix-train: with --resume auto), with fewer --workers "
+                "the same command again (pixmix-train: with --resume), with fewer --workers "
                 "if memory is short"
             ) from error
         raise

@@ -47,7 +47,7 @@ _Number = (
     | None
 )
 
-_TRAIN_AGAIN = "run the training command again with --resume auto, which writes the file again"
+_TRAIN_AGAIN = "run the training command again with --resume, which writes the file again"
 
 _HASH_DIGITS = 12
 """Digits of a hash that are shown."""

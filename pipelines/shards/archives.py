@@ -328,7 +328,7 @@ def _read_cifar(dataset: Dataset, path: Path | None, split: Split) -> Arrays:
             files = {name: _read_unpacked(folders[0] / name) for name in wanted}
             return _cifar_arrays(path, dataset, layout, files)
         except PipelineError:
-            # A full disk may have stopped the unpacking: the archive beside it may be whole.
+            # A full disk may have stopped the unpacking: the archive beside it may be intact.
             if archive is None:
                 raise
     if archive is None:

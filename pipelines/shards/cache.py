@@ -1,6 +1,6 @@
 """The shard cache of a node, with a size limit, and the hashes of files that were verified.
 
-    CACHE/shards/SHA256                 a whole file; its name is the SHA-256 of its content
+    CACHE/shards/SHA256                 a complete file; its name is the SHA-256 of its content
                  SHA256.BYTES.partial   a download that is running, or can be resumed
           used/SHA256                   empty; its modification time is the last use of the file
           verified/KEY.json             hash of the file of a path, and its size and times
@@ -73,7 +73,7 @@ _log = logging.getLogger(__name__)
 
 
 class CacheFullError(PipelineError):
-    """Raised if the cache has no room for a file beside the files that are in use."""
+    """Raised if the cache has no room for a file in addition to those in use."""
 
 
 def cache_folder(given: Path | None = None) -> Path:
@@ -129,17 +129,17 @@ class HeldFile:
 class Download:
     """A partial file that this process alone can write; it may already hold the beginning."""
 
-    def __init__(self, partial: Path, whole: Path, descriptor: int) -> None:
+    def __init__(self, partial: Path, final: Path, descriptor: int) -> None:
         # Unbuffered, so that closing the file does not write again what a full disk refused.
         self.file: BinaryIO = os.fdopen(descriptor, "r+b", buffering=0)
         self._partial = partial
-        self.whole = whole
+        self.final = final
 
     def finish(self) -> None:
         """Rename the verified file to its final name, and unlock it."""
         flush_to_disk(self.file)
-        self._partial.replace(self.whole)
-        flush_folder(self.whole.parent)
+        self._partial.replace(self.final)
+        flush_folder(self.final.parent)
         self._unlock()
 
     def leave(self, *, keep: bool) -> None:
@@ -218,12 +218,12 @@ class ShardCache:
             max_bytes: room to make if the size is unknown.
 
         Raises:
-            CacheFullError: if the cache has no room for it beside the files that are in use.
+            CacheFullError: if the cache has no room for it in addition to the files in use.
             PipelineError: if the file system has no locks, or the folder cannot be written.
             StoppedError: if `stop` is set.
         """
         room = max_bytes or 0 if n_bytes is None else n_bytes
-        whole = self.files / sha256
+        final = self.files / sha256
         partial = self.files / f"{sha256}.{room}{PARTIAL_SUFFIX}"
         while True:
             held = self.hold(sha256, n_bytes)
@@ -240,8 +240,8 @@ class ShardCache:
                 # Another process finished or removed it before this one got the lock.
                 unlock_and_close(descriptor)
                 continue
-            download = Download(partial, whole, descriptor)
-            if is_regular(whole):
+            download = Download(partial, final, descriptor)
+            if is_regular(final):
                 # Another process finished it, and this partial file is new.
                 download.leave(keep=False)
                 continue

@@ -58,7 +58,7 @@ _RECORD_BYTES = 2**20
 
 
 class Request(msgspec.Struct, frozen=True, kw_only=True):
-    """What a job is asked to produce.
+    """What a job produces.
 
     Attributes:
         settings: plain JSON values that the files depend on.
@@ -88,7 +88,7 @@ class Product(Protocol):
         """Return the number of images in the items, for the progress."""
 
     def make(self, items: range, folder: Path) -> Iterable[bytes]:
-        """Write the files of items to a folder, each whole, and return their records as lines."""
+        """Write the files of items to a folder, each atomically; return their records as lines."""
 
     def parse(self, item: int, line: bytes, sizes: Mapping[str, int]) -> Any:  # noqa: ANN401
         """Return a record; None if it is damaged, of another item, or its files are missing."""
@@ -118,7 +118,7 @@ class Job:
 
     Attributes:
         store: where the files are written.
-        request: what is asked for.
+        request: what the job produces.
         product: produces the items.
         chunk: items that a process produces between two done records.
         exclusive: whether tasks hold locks, in the work folder of the store.
@@ -150,7 +150,7 @@ class JobResult:
     complete: bool
 
     @property
-    def whole(self) -> int:
+    def n_finished(self) -> int:
         """The number of items that are done."""
         return self.n - sum(map(len, self.missing))
 
@@ -309,9 +309,9 @@ def inspect(job: Job) -> _Found:
     return _Found(sizes, manifest, closed, request)
 
 
-def refuse_other(name: str, earlier: Request, asked: Request) -> None:
+def refuse_other(name: str, earlier: Request, current: Request) -> None:
     """Refuse to resume a job with other settings, or with code that produces other files."""
-    for field, now in asked.settings.items():
+    for field, now in current.settings.items():
         before = earlier.settings.get(field)
         if before != now and field not in earlier.settings:
             raise PipelineError(
@@ -323,7 +323,7 @@ def refuse_other(name: str, earlier: Request, asked: Request) -> None:
                 f"{field}: {name} was started with {before}, and this command uses {now}; "
                 f"use {before}, or choose another output folder"
             )
-    for field, now in asked.versions.items():
+    for field, now in current.versions.items():
         before = earlier.versions.get(field)
         # The version of this package is not compared: the other versions change with the files.
         if before != now and field != "pixmix":
@@ -370,12 +370,12 @@ def _lines(job: Job, parts: Sequence[tuple[range, str]]) -> Iterator[Iterable[tu
 
 def _begin(job: Job, task: Task) -> _Found | None:
     """Start the job, resume it, or reopen it if it lost files; return None if it is complete."""
-    store, asked = job.store, job.request
+    store, current = job.store, job.request
     found = inspect(job)
     if _is_complete(job, found):
         return None
-    earlier = found.request or found.closed or asked
-    request = Request(settings=asked.settings, versions=earlier.versions, n=asked.n)
+    earlier = found.request or found.closed or current
+    request = Request(settings=current.settings, versions=earlier.versions, n=current.n)
     if job.resizable:
         _check_smaller(job, found, earlier, task)
     reopened = found.manifest is not None and _reopen(job, found.manifest, found.sizes, request)

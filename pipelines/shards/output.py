@@ -8,11 +8,11 @@
     store.read_part(name, offset, size)     some bytes of a file
     store.finished_ns()         a time before which the manifest was not yet written
     with store.writing() as folder: ...     files written to the folder are in the store afterwards;
-                                after an error some of them are, each whole; the manifest is last
+                                after an error some of them are, each complete; the manifest is last
     store.remove(names)         remove files
     store.close()               remove the work files of the dataset, and partial files
 
-A file appears in a store whole or not at all. A store can be pickled for other processes and
+A file appears in a store atomically. A store can be pickled for other processes and
 machines. Tasks share a store without locks. `store.work` is a local folder for files and locks that
 the processes of one machine need until the dataset is finished.
 """
@@ -131,7 +131,7 @@ class Folder:
 
     @contextmanager
     def writing(self) -> Iterator[Path]:
-        """Yield the folder itself, in which a file gets its name when it is whole."""
+        """Yield the folder itself, in which a file gets its name when it is complete."""
         self.path.mkdir(parents=True, exist_ok=True)
         yield self.path
 
@@ -150,8 +150,8 @@ class Folder:
 class Bucket:
     """A folder of an object store as an output store.
 
-    A file is written to a local temporary folder and uploaded when it is whole. The object appears
-    when the upload is complete.
+    A file is written to a local temporary folder and uploaded when it is complete. The object
+    appears at the end of the upload.
 
     Attributes:
         url: address of the folder, with a slash at its end.

@@ -317,7 +317,7 @@ def fetch(
                 except BaseException:
                     found.leave(keep=True)
                     raise
-                remember(found.whole, sha256, cache)
+                remember(found.final, sha256, cache)
             elif checked_sha256(found.path, found.path.stat().st_size, cache) == sha256:
                 return found
             else:

@@ -208,7 +208,7 @@ class ShardRequest:
             **of_files,
             "shards_version": SHARDS_VERSION,
         }
-        if self.source.foreign():
+        if self.source.needs_scan():
             settings |= {
                 "on_nonstandard": self.on_nonstandard,
                 "on_decode_error": self.on_decode_error,
@@ -256,7 +256,7 @@ def _image_of(request: ShardRequest, item: Item) -> tuple[str, bytes]:
             f"{item.name} was changed while its shard was written; make sure that nothing writes "
             "to the source, and run the same command again"
         )
-    if request.source.foreign():
+    if request.source.needs_scan():
         rotated = request.exif_transpose and orientation(content) != UPRIGHT
         if rotated or (
             request.on_nonstandard == "convert"

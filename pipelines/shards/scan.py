@@ -224,7 +224,7 @@ def scan_source(
 
 def scan_results(request: ShardRequest, n: int) -> Scan:
     """Return the results of the scan."""
-    if not request.source.foreign():
+    if not request.source.needs_scan():
         return Scan()
     scan = _join_parts(_parts_folder(request), n)
     if not request.exif_transpose:

@@ -1,6 +1,6 @@
 """Write the images of a source into shards, as `pixmix-shard` does.
 
-    STORE/NAME-00.tar ...        the shards, and DALI's NAME-00.idx if asked for
+    STORE/NAME-00.tar ...        the shards, and DALI's NAME-00.idx if requested
           sizes.json, _info.json, wids.json
           scan.jsonl             files that are nonstandard, rotated or cannot be decoded, if any
           index.npy
@@ -116,11 +116,11 @@ def make_shards(request: ShardRequest, *, run: RunChunks, progress: Progress) ->
     store = request.store
     with store_errors(store, request.jobs):
         # Check before hours of scanning, and before a lock that would leave a folder behind.
-        asked = _job(request, Listed(0, "", ""), 1)
-        inspect(asked)
+        job = _job(request, Listed(0, "", ""), 1)
+        inspect(job)
         request.source.classes()
         with task_lock(store, ALONE):
-            found = inspect(asked)
+            found = inspect(job)
             listed = write_listing(request.listing, request.source.items())
             if found.manifest is not None:
                 manifest = _parsed(request, found.manifest)
@@ -140,7 +140,7 @@ def make_shards(request: ShardRequest, *, run: RunChunks, progress: Progress) ->
 def _make(request: ShardRequest, listed: Listed, run: RunChunks, progress: Progress) -> ShardResult:
     n = steps = listed.n
     skipped: set[int] = set()
-    if request.source.foreign():
+    if request.source.needs_scan():
         steps = 2 * n
         scan_source(request, n, run, lambda done: progress(done, steps))
         skipped = scan_results(request, n).skipped(request.on_nonstandard)
@@ -265,14 +265,14 @@ class _SourceShards:
                 yield shard, self._line(sidecar, indices)
 
     def close(self, request: Request, records: Iterable[dict[str, Any]]) -> None:
-        asked, store = self.request, self.request.store
+        shard_request, store = self.request, self.request.store
         self._check_unchanged()
-        scan = scan_results(asked, self.listed.n)
+        scan = scan_results(shard_request, self.listed.n)
         scanned: dict[str, Any] = {"scan": scan.counts()}
         sidecars = [*records]
         # A killed run may have left tars of another number of images, and an earlier scan.
         own = {self._name(shard) for shard in range(self.num_shards)}
-        numbered = re.compile(rf"{re.escape(asked.name)}-\d+\.(tar|idx)")
+        numbered = re.compile(rf"{re.escape(shard_request.name)}-\d+\.(tar|idx)")
         store.remove(
             name
             for name in store.sizes()
@@ -286,12 +286,12 @@ class _SourceShards:
                 scanned["scan_sha256"] = sha256(lines)
             write_closing_files(
                 folder,
-                name=asked.name,
-                split=asked.split,
-                kind=asked.source.kind(),
+                name=shard_request.name,
+                split=shard_request.split,
+                kind=shard_request.source.kind(),
                 sidecars=sidecars,
-                classes=asked.source.classes(),
-                settings=asked.settings(self.listed) | scanned,
+                classes=shard_request.source.classes(),
+                settings=shard_request.settings(self.listed) | scanned,
                 versions=request.versions,
             )
 

@@ -87,8 +87,8 @@ class Source(Protocol):
         """Return the bytes of an image."""
         ...
 
-    def foreign(self) -> bool:
-        """Return whether the files come from elsewhere, and must be scanned before use."""
+    def needs_scan(self) -> bool:
+        """Return whether the images come from another program, and must be scanned first."""
         ...
 
 
@@ -157,7 +157,7 @@ class ImageFolderSource:
         """Return the split."""
         return {"split": self.split}
 
-    def foreign(self) -> bool:
+    def needs_scan(self) -> bool:
         """Return True."""
         return True
 
@@ -276,7 +276,7 @@ class MixingSource:
             settings["encoder"] = encoder_version()
         return settings
 
-    def foreign(self) -> bool:
+    def needs_scan(self) -> bool:
         """Return True."""
         return True
 
@@ -350,7 +350,7 @@ class DatasetSource:
         """Return the split, and the version of the PNG encoder."""
         return {"split": self.split, "encoder": encoder_version()}
 
-    def foreign(self) -> bool:
+    def needs_scan(self) -> bool:
         """Return False: pixmix encodes the images."""
         return False
 

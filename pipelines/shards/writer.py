@@ -1,6 +1,6 @@
 """Write tars, their sidecars, and the files that describe all shards of a dataset.
 
-The sidecar of a tar is its done record: it shows that the tar is whole, and holds what index,
+The sidecar of a tar is its done record: it shows that the tar is complete, and holds what index,
 manifest and side files need to know about it, so that the tar is not read again.
 
 Side files are for readers that do not use our manifest:
@@ -99,7 +99,7 @@ def export_documents(
 
 
 def write_json(path: Path, document: Mapping[str, Any]) -> None:
-    """Write a document as JSON, whole or not at all.
+    """Write a document as JSON, atomically.
 
     Raises:
         OSError: if the disk is full or the folder cannot be written.
@@ -291,7 +291,7 @@ def shard_name(name: str, shard: int, num_shards: int) -> str:
 
 
 def write_tar(path: Path, samples: Iterable[Sample]) -> dict[str, Any]:
-    """Write a tar, which gets its name when it is whole, and return its sidecar.
+    """Write a tar, which gets its name when it is complete, and return its sidecar.
 
     Raises:
         OSError: if the disk is full or the folder cannot be written.

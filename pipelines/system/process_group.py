@@ -111,7 +111,7 @@ class Watchdog:
         """Exit, even if other threads hang."""
         log.critical(
             "Error: no step for %.0f s, waiting for %s; check that, then run the same command "
-            "again with --resume auto, or with a larger --watchdog-timeout",
+            "again with --resume, or with a larger --watchdog-timeout",
             waited_s,
             self._describe(),
         )
@@ -352,7 +352,7 @@ def communication_errors() -> Iterator[None]:
             raise
         raise LostProcessError(
             f"another process was lost, or does not respond ({_first_sentence(error)}); run the "
-            "same command again with --resume auto"
+            "same command again with --resume"
         ) from error
 
 

@@ -38,6 +38,11 @@ from pipelines.system.process_group import Processes
 CHECKPOINT_VERSION = 4
 """Version of the format: 3 added a SHA-256, 4 renamed fields of the loader state."""
 
+ALREADY_TRAINED = (
+    "already contains a training run; pass --resume to resume it, or use another --out"
+)
+"""Message for a folder with a checkpoint, after its path."""
+
 _LOST_LOCK_S = 120.0
 """NFS 4 releases the locks of a lost machine after 90 s (Linux, nfsv4leasetime)."""
 

@@ -25,7 +25,7 @@ from pipelines.system.files import check_no_file
 from pipelines.system.objects import NotFoundError, address_inside, shown
 from pipelines.system.processes import available_cores, run_chunks
 from pipelines.system.progress import Progress
-from pipelines.training.checkpoints import find_checkpoints
+from pipelines.training.checkpoints import ALREADY_TRAINED, find_checkpoints
 
 _TEST_NAMES = ("test", "val", "valid", "validation", "dev", "eval")
 
@@ -43,6 +43,7 @@ def check_inputs(
     mixing_sets: Sequence[Path | str],
     *,
     weights: Path | None = None,
+    resume: bool = True,
     cache_dir: Path | None = None,
     remote: Remote | None = None,
 ) -> None:
@@ -52,19 +53,23 @@ def check_inputs(
         out: folder of the results; it is not created.
         mixing_sets: mixing sets; see `image_source`.
         weights: file of weights to fine-tune; not read if `out` has a checkpoint.
+        resume: whether `out` may have a checkpoint.
         cache_dir: cache of remote shards; see `open_mixing_set`.
         remote: how remote shards are read; None for the defaults.
 
     Raises:
-        PipelineError: if a mixing set is missing or empty, a parent of `out` is a file, or the
-            weights cannot be read.
+        PipelineError: if a mixing set is missing or empty, a parent of `out` is a file, the weights
+            cannot be read, or `out` has a checkpoint and `resume` is False.
         OSError: if `out` cannot be written, or a mixing set cannot be read.
     """
     check_no_file(out / "checkpoints", "--out")
     existing = next(each for each in (out, *out.absolute().parents) if each.exists())
     with tempfile.TemporaryFile(dir=existing):
         pass
-    if weights is not None and not find_checkpoints(out):
+    exists = bool(find_checkpoints(out))
+    if exists and not resume:
+        raise PipelineError(f"{out} {ALREADY_TRAINED}")
+    if weights is not None and not exists:
         read_initial_weights(weights)
     for each in mixing_sets:
         if len(image_source(each, cache_dir=cache_dir, remote=remote)) == 0:
@@ -199,7 +204,7 @@ def _open_address(address: str, open_shards: _OpenShards) -> TrainingData:
 
 
 def _write_shards(dataset: Dataset, location: Path | None, out: Path, progress: Progress) -> None:
-    """Write the shards of both splits, as far as they do not exist."""
+    """Write the shards of both splits, except for those that exist."""
     for split in SPLITS:
         request = ShardRequest(
             store=Folder(path=out / split),

@@ -26,6 +26,7 @@ from pipelines.models.registry import initialize_from, open_model
 from pipelines.system.process_group import Processes
 from pipelines.training.augmentations import AUGMENTATIONS
 from pipelines.training.checkpoints import (
+    ALREADY_TRAINED,
     Checkpoint,
     DamagedError,
     EpochSums,
@@ -288,9 +289,7 @@ def open_state(config: TrainConfig, processes: Processes) -> TrainState:
     """
     latest = find_latest(config.out, processes)
     if latest is not None and not config.resume:
-        raise PipelineError(
-            f"{config.out} holds a training; pass --resume auto to resume it, or use another --out"
-        )
+        raise PipelineError(f"{config.out} {ALREADY_TRAINED}")
     with processes.watchdog.awaiting("data, mixing set and network"), processes.together():
         if processes.first:
             check_writable(config.out)

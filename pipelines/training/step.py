@@ -79,12 +79,12 @@ class Trainer:
         self._module.train()
         batches = iter(self.state.loader)
         while True:
-            begun = time.perf_counter()
+            started = time.perf_counter()
             with self.processes.watchdog.awaiting(self.state.loader.waiting_for):
                 batch = next(batches, None)
             if batch is None:
                 return
-            yield *batch, time.perf_counter() - begun
+            yield *batch, time.perf_counter() - started
 
     def take_step(self, images: Tensor, labels: Tensor) -> None:
         """Take one step of the optimizer.
