@@ -61,7 +61,7 @@ _MAX_SAMPLES, _MAX_USES = 10**8, 10**8
 
 @dataclass(frozen=True, kw_only=True)
 class StreamingSettings:
-    """A set of shards, the nodes that train on it, and the order.
+    """A sharded dataset, the nodes that train on it, and the order.
 
     Attributes:
         shards: number of shards.

@@ -171,10 +171,10 @@ def _metadata(content: object, path: Path) -> dict[str, Any]:
     try:
         msgspec.convert(network, NetworkMetadata)
     except (msgspec.ValidationError, TypeError) as error:
-        place = re.search(r"\$\.(\w+)", str(error))
-        value = network[place[1]] if place else network
+        field = re.search(r"\$\.(\w+)", str(error))
+        value = network[field[1]] if field else network
         raise PipelineError(
-            f"{path}: network{'.' + place[1] if place else ''} is {reprlib.repr(value)} "
+            f"{path}: network{'.' + field[1] if field else ''} is {reprlib.repr(value)} "
             f"({error}); use another checkpoint"
         ) from error
     found = {

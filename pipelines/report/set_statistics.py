@@ -63,7 +63,7 @@ def set_images(where: Path) -> Sequence[SetImage]:
     """Return the images of a set, in its order.
 
     Args:
-        where: folder of images, dataset of shards, or a tar, zip or .npy of images.
+        where: folder of images, sharded dataset, or a tar, zip or .npy of images.
 
     Raises:
         PipelineError: if the set has no images, or is of another kind.

@@ -102,7 +102,7 @@ class Received:
         self._furthest, self._since = self.position, time.monotonic()
 
     @property
-    def whole(self) -> bool:
+    def is_complete(self) -> bool:
         """Whether the expected length, if it is known, has been received."""
         return self.position == self.content.n_bytes
 
@@ -237,7 +237,7 @@ async def read_http(
         raise _too_slow(stall_s) from error
     except (OSError, aiohttp.ClientError) as error:
         raise _http_failure(error) from error
-    if received.content.n_bytes is not None and not received.whole:
+    if received.content.n_bytes is not None and not received.is_complete:
         n_bytes = received.content.n_bytes
         raise Failure(f"the response ended after {received.position} of {n_bytes} bytes", "busy")
 

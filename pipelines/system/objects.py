@@ -267,7 +267,7 @@ def download(
     )
 
     def transfer() -> None:
-        if not received.whole:
+        if not received.is_complete:
             retrying(url, access, stop, after=reset_count)(_attempt, url, received, access, stop)
         received.check()
 
