@@ -100,7 +100,7 @@ def cached_downloads(
     return downloads
 
 
-def travel(batches: Integers) -> float:
+def displacement(batches: Integers) -> float:
     """Return the mean distance of samples from their stored position, relative to a full shuffle.
 
     This is the mean of |position in the order - stored position|, divided by its expectation N / 3
@@ -110,7 +110,7 @@ def travel(batches: Integers) -> float:
     return float(np.abs(order - np.arange(len(order))).mean() * 3 / len(order))
 
 
-def meetings(batches: Integers, shard_of: Integers) -> float:
+def collisions(batches: Integers, shard_of: Integers) -> float:
     """Return how often two samples of one shard are in one row of batches, relative to chance.
 
     A full shuffle has 1; if each row has samples of only one shard, this is the number of shards.

@@ -38,11 +38,11 @@ from streaming_model import (
     Uses,
     cached_downloads,
     class_entropy,
-    meetings,
+    collisions,
+    displacement,
     most_at_once,
     run_epoch,
     shard_uses,
-    travel,
     webdataset_batches,
 )
 
@@ -56,12 +56,12 @@ _GB = 1e9
 _POSITION_BYTES = 8
 
 # Limits of memory: about 50 bytes per sample, and 16 per use of a shard.
-_MOST_SAMPLES, _MOST_USES = 10**8, 10**8
+_MAX_SAMPLES, _MAX_USES = 10**8, 10**8
 
 
 @dataclass(frozen=True, kw_only=True)
 class StreamingSettings:
-    """A set of shards, the nodes that train on it, and the order.
+    """A sharded dataset, the nodes that train on it, and the order.
 
     Attributes:
         shards: number of shards.
@@ -122,15 +122,15 @@ class StreamingSettings:
             world_size=self.world_size,
             shard_partitions=self.shard_partitions,
         )
-        if not self.batch_size <= self.n_samples <= _MOST_SAMPLES:
+        if not self.batch_size <= self.n_samples <= _MAX_SAMPLES:
             raise ValueError(
                 f"{self.shards} shards of {self.samples_per_shard} are {self.n_samples:,} samples; "
-                f"use at least a batch ({self.batch_size}) and at most {_MOST_SAMPLES:,}"
+                f"use at least a batch ({self.batch_size}) and at most {_MAX_SAMPLES:,}"
             )
-        if self.nodes * self.shards * self.epochs > _MOST_USES:
+        if self.nodes * self.shards * self.epochs > _MAX_USES:
             raise ValueError(
                 f"{self.shards} shards on {self.nodes} nodes in {self.epochs} epochs are more than "
-                f"{_MOST_USES:,} uses; use fewer"
+                f"{_MAX_USES:,} uses; use fewer"
             )
 
     @property
@@ -176,16 +176,16 @@ class Quality:
     """How well an epoch is shuffled; see the functions in `streaming_model`.
 
     Attributes:
-        travel: distance of samples from their stored position.
-        meetings: pairs of samples of one shard in a batch, relative to chance.
-        share_meetings: the same in the part of a batch of one process.
+        displacement: distance of samples from their stored position.
+        collisions: pairs of samples of one shard in a batch, relative to chance.
+        share_collisions: the same in the part of a batch of one process.
         mixed_entropy: entropy of the classes in a batch, for shards with mixed classes.
         sorted_entropy: the same for shards sorted by class.
     """
 
-    travel: float
-    meetings: float
-    share_meetings: float
+    displacement: float
+    collisions: float
+    share_collisions: float
     mixed_entropy: float
     sorted_entropy: float
 
@@ -363,9 +363,9 @@ def _quality(
     by_class = np.arange(n) * classes // n
     mixed = np.random.default_rng(settings.seed).permutation(by_class)
     return Quality(
-        travel=travel(batches),
-        meetings=meetings(batches, shard_of),
-        share_meetings=meetings(
+        displacement=displacement(batches),
+        collisions=collisions(batches, shard_of),
+        share_collisions=collisions(
             batches.reshape(-1, settings.batch_size // settings.world_size), shard_of
         ),
         mixed_entropy=class_entropy(batches, mixed),
@@ -460,20 +460,20 @@ def order_bytes(
 def streaming_table(settings: StreamingSettings, rows: Sequence[PlanRow]) -> str:
     """Return the results as tables of text."""
     lines: list[tuple[str, ...]] = [
-        ("per node", "GB, 1", f"GB, {settings.epochs}", "GB, its", "shards", "GB", "seconds",
-         "lost at", "1 link", "1 link", "samples"),
-        ("", "epoch", "all kept", "cache", "at once", "at once", "lost", "start",
-         f"{settings.slow:g}x slower", f"out {settings.outage_seconds:g} s", "left out"),
+        ("per node", "GB in 1", f"GB in {settings.epochs}", f"GB in {settings.epochs},", "shards",
+         "GB", "seconds", "time to first", "1 link", "1 link,", "samples"),
+        ("", "epoch", "epochs", "limited", "at once", "at once", "lost", "batch (s)",
+         f"{settings.slow:g}x slower", f"{settings.outage_seconds:g} s outage", "left out"),
     ]  # fmt: skip
     lines += [_need_line(settings, row) for row in rows]
     quality: list[tuple[str, ...]] = [
-        ("shuffled", "meetings,", "meetings,", "entropy,", "entropy,", "travel"),
-        ("", "batch", "process", "mixed", "sorted", ""),
+        ("order", "same-shard collisions", "same-shard collisions", "entropy,", "entropy,", "mean"),
+        ("", "in a batch", "in a process", "mixed", "sorted", "displacement"),
     ]
     quality += [
         (row.name, *("-" if np.isnan(value) else number(value) for value in (
-            row.quality.meetings, row.quality.share_meetings, row.quality.mixed_entropy,
-            row.quality.sorted_entropy, row.quality.travel,
+            row.quality.collisions, row.quality.share_collisions, row.quality.mixed_entropy,
+            row.quality.sorted_entropy, row.quality.displacement,
         )))
         for row in rows
     ]  # fmt: skip
@@ -485,7 +485,7 @@ def streaming_table(settings: StreamingSettings, rows: Sequence[PlanRow]) -> str
 def _need_line(settings: StreamingSettings, row: PlanRow) -> tuple[str, ...]:
     need, lost = row.need, row.lost
     cached = "-" if settings.cache_bytes is None or lost is None else "too small"
-    on_disk = ("0", "0") if need.shards is None else (f"{need.shards:,}", number(need.disk / _GB))
+    on_disk = ("-", "-") if need.shards is None else (f"{need.shards:,}", number(need.disk / _GB))
     times: tuple[str, ...] = ("-",) * 4
     if lost is not None:
         times = tuple(number(value) for value in (lost.all, lost.begin, lost.slow, lost.outage))

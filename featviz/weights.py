@@ -59,7 +59,7 @@ def read_checkpoint_file(path: Path) -> Any:  # noqa: ANN401
             remedy.
         OSError: If it does not exist, is not a regular file, or the disk fails.
     """
-    if not stat.S_ISREG(path.stat().st_mode):  # Opening a named pipe could block for ever.
+    if not stat.S_ISREG(path.stat().st_mode):  # Opening a named pipe could block forever.
         raise OSError(errno.EINVAL, "not a regular file; pass a weights file", str(path))
     with path.open("rb") as file:
         return load_checkpoint(file, path)

@@ -95,10 +95,10 @@ def _fill_dead_leaves(state: NDArray[np.uint64], image: NDArray[np.uint8]) -> No
 
 @kernel
 def _draw_leaves(state, image, smallest, largest):
-    """Cover (height, width, 3) uint8 with leaves, each beneath those drawn before it.
+    """Cover (height, width, 3) uint8 with leaves, each below those drawn before it.
 
     Drawing from the top down covers every pixel exactly once, and the pattern equals that of leaves
-    that fall for ever. The density of a radius r is proportional to r^-3.
+    that fall forever. The density of a radius r is proportional to r^-3.
 
     Args:
         state: (4,) uint64, advanced in place.

@@ -193,7 +193,8 @@ def _check_version(version: object) -> None:
     require(
         version in READ_VERSIONS,
         version,
-        f"not a version of genomes that this release reads ({', '.join(map(str, READ_VERSIONS))})",
+        "not a supported genome version; this release reads version "
+        f"{', '.join(map(str, READ_VERSIONS))}",
         "install the release named in the dataset's manifest",
     )
 

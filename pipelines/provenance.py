@@ -55,7 +55,7 @@ DAMAGED = "run.damaged.json"
 
 Status = Literal["running", "finished", "stopped", "failed", "lost"]
 
-_MOST_BYTES = 2**26
+_MAX_BYTES = 2**26
 
 _NO_RECORD = (errno.EINVAL, errno.EFBIG, errno.ENXIO, errno.ELOOP)
 """Errors of reading a file that is too large or not a regular file, and so not our record."""
@@ -276,7 +276,7 @@ def read_run_record(folder: Path) -> RunRecord | None:
     """
     path = folder / RUN_RECORD
     try:
-        content = read_regular(path, max_bytes=_MOST_BYTES)
+        content = read_regular(path, max_bytes=_MAX_BYTES)
     except FileNotFoundError:
         return None
     remedy = "remove it, or resume the training, which writes another"

@@ -103,7 +103,7 @@ class BatchPixMix(nn.Module):
 
         Args:
             images: (N, 3, H, W) uint8, on the device of the mixing set.
-            seed: any whole number, taken modulo 2^64; None to draw one for this batch from torch's
+            seed: any integer, taken modulo 2^64; None to draw one for this batch from torch's
                 CPU generator.
             epoch: 0 .. 2^32 - 1.
             indices: (N,) dataset indices of the samples, 0 .. 2^32 - 1, in host memory.

@@ -39,8 +39,8 @@ from pixmix.settings import (
     MIN_LEVEL,
     VIEW_LIMIT,
     PixMixSettings,
+    check_integer,
     check_seed,
-    check_whole,
 )
 
 DRAWS_VERSION = 1
@@ -127,7 +127,7 @@ _ORDER_STREAM = Stream.ORDER * VIEW_LIMIT
 def philox(c0, c1, c2, c3, k0, k1):
     """Return the four random uint32 words of a counter and a key (Philox 4x32-10).
 
-    c0 to c3, k0, k1: whole numbers, taken modulo 2^32.
+    c0 to c3, k0, k1: integers, taken modulo 2^32.
     """
     x0, x1, x2, x3 = _U64(c0) & _LOW, _U64(c1) & _LOW, _U64(c2) & _LOW, _U64(c3) & _LOW
     k0, k1 = _U64(k0) & _LOW, _U64(k1) & _LOW
@@ -145,7 +145,7 @@ def philox(c0, c1, c2, c3, k0, k1):
 
 @inlined_kernel
 def below(word, n):
-    """Map a word to a whole number in 0 .. n-1; the bias is at most n / 2^32."""
+    """Map a word to an integer in 0 .. n-1; the bias is at most n / 2^32."""
     return np.int64((_U64(word) * _U64(n)) >> _SHIFT)
 
 
@@ -280,7 +280,7 @@ def draw_plan(
 
     Args:
         indices: (N,) dataset indices of the samples, 0 .. 2^32 - 1.
-        seed: any whole number; taken modulo 2^64.
+        seed: any integer; taken modulo 2^64.
         epoch: 0 .. 2^32 - 1.
         settings: parameters of PixMix; None for flip and crop only.
         size: (height, width) of the crop, in pixels.
@@ -291,12 +291,12 @@ def draw_plan(
             the image.
 
     Raises:
-        TypeError: if seed, epoch or views is not a whole number.
+        TypeError: if seed, epoch or views is not an integer.
         ValueError: if an index, the epoch or the number of views is out of range.
     """
     seed = check_seed(seed)
-    epoch = check_whole("epoch", epoch, 0, INDEX_LIMIT - 1)
-    views = check_whole("views", views, 1, VIEW_LIMIT)
+    epoch = check_integer("epoch", epoch, 0, INDEX_LIMIT - 1)
+    views = check_integer("views", views, 1, VIEW_LIMIT)
     n = len(indices) * views
     mixes = settings is not None
     settings = settings or PixMixSettings(k=0)
@@ -318,7 +318,7 @@ def draw_plan(
         n_mixing_images,
     )
     if wrong >= 0:
-        check_whole(f"index {wrong} of the batch", indices[wrong], 0, INDEX_LIMIT - 1)
+        check_integer(f"index {wrong} of the batch", indices[wrong], 0, INDEX_LIMIT - 1)
     if not mixes:
         plan.samples["operation"] = NO_OPERATION
     return plan
@@ -330,17 +330,17 @@ _CROP_ATTEMPTS = 10
 
 @kernel
 def _draw_resized_crop(
-    index, seed, epoch, height, width, least, most, least_ratio, most_ratio, out
+    index, seed, epoch, height, width, min_scale, max_scale, min_ratio, max_ratio, out
 ):  # fmt: skip
     """Write top, left, height and width of a random resized crop into out, (4,) int64."""
     k0, k1 = seed & np.uint64(0xFFFFFFFF), seed >> np.uint64(32)
     area = np.float64(height * width)
-    spread = np.float32(most_ratio / least_ratio)
+    spread = np.float32(max_ratio / min_ratio)
     for attempt in range(_CROP_ATTEMPTS):
         w0, w1, w2, w3 = philox(attempt, index, epoch, _RESIZED_CROP_STREAM, k0, k1)
-        target = area * (least + (most - least) * unit(w0))
+        target = area * (min_scale + (max_scale - min_scale) * unit(w0))
         # The logarithm of the ratio is uniform. Unlike pow, `power` is the same on every machine.
-        ratio = least_ratio * np.float64(power(spread, np.float32(unit(w1))))
+        ratio = min_ratio * np.float64(power(spread, np.float32(unit(w1))))
         its_width = np.int64(np.rint(np.sqrt(target * ratio)))
         its_height = np.int64(np.rint(np.sqrt(target / ratio)))
         if 0 < its_width <= width and 0 < its_height <= height:
@@ -350,10 +350,10 @@ def _draw_resized_crop(
             return
     ratio = width / height
     its_height, its_width = height, width
-    if ratio < least_ratio:
-        its_height = min(height, max(np.int64(1), np.int64(np.rint(width / least_ratio))))
-    elif ratio > most_ratio:
-        its_width = min(width, max(np.int64(1), np.int64(np.rint(height * most_ratio))))
+    if ratio < min_ratio:
+        its_height = min(height, max(np.int64(1), np.int64(np.rint(width / min_ratio))))
+    elif ratio > max_ratio:
+        its_width = min(width, max(np.int64(1), np.int64(np.rint(height * max_ratio))))
     out[0], out[1] = (height - its_height) // 2, (width - its_width) // 2
     out[2], out[3] = its_height, its_width
 
@@ -371,7 +371,7 @@ def draw_resized_crop(
 
     Args:
         index: dataset index of the sample, 0 .. 2^32 - 1.
-        seed: any whole number; taken modulo 2^64.
+        seed: any integer; taken modulo 2^64.
         epoch: 0 .. 2^32 - 1.
         size: (height, width) of the image, in pixels.
         scale: minimum and maximum share of the image's area, above 0 and up to 1.

@@ -21,7 +21,7 @@ from pixmix.mixing import LEVELS, MULTIPLY, fill_powers, look_up, mix_values, to
 from pixmix.op_kernels import SCRATCH_LENGTH
 from pixmix.operations import apply_operation
 from pixmix.resizing import resize_part
-from pixmix.settings import PixMixSettings, check_indices, check_views, check_whole
+from pixmix.settings import PixMixSettings, check_indices, check_integer, check_views
 
 FLOAT32, FLOAT16, BFLOAT16 = range(3)
 """Codes of the output types."""
@@ -113,7 +113,7 @@ _ODD = np.uint32(1)
 _BELOW_TIE_OF_16, _BELOW_TIE_OF_13 = np.uint32(0x7FFF), np.uint32(0xFFF)
 # float16: exponents are lower by 112; the least normal number is 2^-14; 65520 rounds to infinity.
 _REBIAS = np.uint32(112 << 23)
-_LEAST_NORMAL = np.uint32(113 << 23)
+_MIN_NORMAL = np.uint32(113 << 23)
 _OVERFLOW = np.uint32(0x477FF000)
 _INFINITY = np.uint32(0x7C00)
 # Adding 1/2 shifts the bits of a float16 subnormal to the end of a float32, and rounds them.
@@ -137,7 +137,7 @@ def float16_bits(value):
     tiny = np.uint32(np.float32(magnitude.view(np.float32) + _HALF).view(np.uint32) - _HALF_BITS)
     last = np.uint32((magnitude >> _13) & _ODD)
     normal = np.uint32(np.uint32(magnitude - _REBIAS + _BELOW_TIE_OF_13 + last) >> _13)
-    result = tiny if magnitude < _LEAST_NORMAL else normal
+    result = tiny if magnitude < _MIN_NORMAL else normal
     result = _INFINITY if magnitude >= _OVERFLOW else result
     return np.uint16(result | sign)
 
@@ -285,7 +285,7 @@ def mix_batch(
             `open_mixing_set` is used directly; a list of (H, W, 3) uint8 arrays is copied by each
             call. None or an empty set makes every round mix with an augmented copy of the image.
         indices: (N,) dataset indices of the samples, 0 .. 2^32 - 1.
-        seed: any whole number; taken modulo 2^64.
+        seed: any integer; taken modulo 2^64.
         epoch: 0 .. 2^32 - 1.
         settings: parameters of PixMix; None for flip, crop and normalization only.
         views: number of independent PixMix views per sample, which share flip and crop; None for
@@ -316,7 +316,7 @@ def mix_batch(
             f"settings is {type(settings).__name__}; pass PixMixSettings(k=4, ...), or None for "
             "flip and crop only"
         )
-    padding = check_whole("padding", padding, 0)
+    padding = check_integer("padding", padding, 0)
     views = check_views(views)
     source_size = (images.shape[1] + 2 * padding, images.shape[2] + 2 * padding)
     height, width = _check_crop(crop) or (images.shape[1], images.shape[2])
@@ -326,7 +326,7 @@ def mix_batch(
             f"{images.shape[1]}x{images.shape[2]} padded by {padding}; use a smaller crop or more "
             "padding"
         )
-    n_threads = check_whole("n_threads", n_threads, 1)
+    n_threads = check_integer("n_threads", n_threads, 1)
     means, deviations = _normalization(mean, std)
     packed = pack_mixing_set(mixing_set)
     check_crops(packed.heights, packed.widths, height, width)
@@ -422,7 +422,7 @@ def _check_crop(crop: object) -> tuple[int, int] | None:
         return None
     if not (isinstance(crop, Sequence) and len(crop) == 2):
         raise TypeError(f"crop is {crop!r}; pass (height, width) in pixels, or None for no crop")
-    return check_whole("crop's height", crop[0], 1), check_whole("crop's width", crop[1], 1)
+    return check_integer("crop's height", crop[0], 1), check_integer("crop's width", crop[1], 1)
 
 
 def _check_images(images: NDArray[np.uint8]) -> NDArray[np.uint8]:

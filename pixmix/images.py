@@ -16,7 +16,7 @@ from typing import Any, Literal, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-_MOST_PIXELS = 2**31 - 1
+_MAX_PIXELS = 2**31 - 1
 
 
 def find_image_key(sample: Sequence[object] | Mapping[object, object]) -> object:
@@ -61,9 +61,9 @@ def check_image(image: object) -> NDArray[np.uint8]:
             f"{image.shape}; put the channels last, and make three of them "
             "(Pillow: .convert('RGB'))"
         )
-    if image.shape[0] * image.shape[1] > _MOST_PIXELS:
+    if image.shape[0] * image.shape[1] > _MAX_PIXELS:
         raise ValueError(
-            f"an image may have at most {_MOST_PIXELS} pixels, not {image.shape[:2]}; split it"
+            f"an image may have at most {_MAX_PIXELS} pixels, not {image.shape[:2]}; split it"
         )
     image = np.ascontiguousarray(image)
     # numba would compile each kernel again, for seconds, for the type of read-only arrays.
@@ -264,7 +264,7 @@ def too_small(i: int, image_height: int, image_width: int, height: int, width: i
 _NO_MAPS = frozenset({errno.EINVAL, errno.ENODEV, errno.ENOTSUP, errno.EOPNOTSUPP, errno.EACCES})
 """Errors of mmap on file systems without support for it: some FUSE, 9p and network mounts."""
 
-MOST_BYTES_READ = 2**30
+MAX_BYTES_READ = 2**30
 """Size limit of files that are read because they cannot be mapped: each process has a copy."""
 
 
@@ -300,7 +300,7 @@ def open_map(
         # The file exists and is readable, so the mapping failed.
         if error.errno not in _NO_MAPS or not os.access(path, os.R_OK):
             raise
-        if n_bytes > MOST_BYTES_READ:
+        if n_bytes > MAX_BYTES_READ:
             raise OSError(
                 error.errno,
                 f"its file system cannot map files into memory ({error.strerror}), and its "

@@ -58,7 +58,7 @@ ADD, MULTIPLY = range(len(MIXINGS))
 LEVELS = 256
 _ZERO, _HALF, _ONE, _TWO = F(0), F(0.5), F(1), F(2)
 _WHITE = F(255)
-_LEAST = F(0.5e-37)
+_MIN_FACTOR = F(0.5e-37)
 """Half of 1e-37: the power's base is twice its argument."""
 
 # --- powers --------------------------------------------------------------------------------------
@@ -142,19 +142,19 @@ _UP, _DOWN = F(64), F(-64)
 def other_power(y, b):
     """Return max(2y, 1e-37)^b * 2^-64 for `times_power`; y in [0, 1], float32."""
     # Never subnormal, so it needs no scaling.
-    bits = np.float32(max(y, _LEAST)).view(np.int32)
+    bits = np.float32(max(y, _MIN_FACTOR)).view(np.int32)
     return _power_of_bits(bits, _ONE, b, _DOWN)
 
 
 @inlined_kernel
 def times_power(x, a, power_of_other):
     """Return (2x)^a * power_of_other * 2^64 / 2, x in [0, 1], a >= 0, float32, not clipped."""
-    own = scaled_power(max(x, _LEAST_POSITIVE), a, _UP)
+    own = scaled_power(max(x, _MIN_POSITIVE), a, _UP)
     own = _POWER_OF_ZERO if x == _ZERO and a > _ZERO else own
     return own * power_of_other * _HALF
 
 
-_LEAST_POSITIVE = F(1.4e-45)
+_MIN_POSITIVE = F(1.4e-45)
 _POWER_OF_ZERO = F(0)
 
 
@@ -334,7 +334,7 @@ def multiply(x: Image, y: Image, a: float, b: float) -> NDArray[np.float32]:
         ValueError: if the shapes differ, the last axis is not 3, or an exponent is out of range.
     """
     # Larger exponents could overflow float32 in a product of powers.
-    for name, value, least, most in (("a", a, 0, 2), ("b", b, -1, 1)):
-        if not least <= value <= most:
-            raise ValueError(f"{name} is {value}; pass an exponent from {least} to {most}")
+    for name, value, minimum, maximum in (("a", a, 0, 2), ("b", b, -1, 1)):
+        if not minimum <= value <= maximum:
+            raise ValueError(f"{name} is {value}; pass an exponent from {minimum} to {maximum}")
     return _mixed(MULTIPLY, x, y, a, b)

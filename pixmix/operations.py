@@ -35,8 +35,8 @@ class Operation:
         level: compiled function of (level, negative, height, width) that returns the argument; None
             if the operation has no argument.
         whole: whether the argument is a whole number.
-        least: minimum argument.
-        most: maximum argument.
+        minimum: minimum argument.
+        maximum: maximum argument.
         unit: unit of the argument, for display.
         geometric: whether it moves pixels.
         standard: whether PixMix draws it by default, and not only with `all_ops`.
@@ -47,8 +47,8 @@ class Operation:
     kernel: Any
     level: Any = None
     whole: bool = False
-    least: float = -math.inf
-    most: float = math.inf
+    minimum: float = -math.inf
+    maximum: float = math.inf
     unit: str = ""
     geometric: bool = False
     standard: bool = True
@@ -58,8 +58,8 @@ class Operation:
 def _enhancement(name: str, compiled: Any) -> Operation:
     """Return the row of an operation that blends by a factor; factor 1 keeps the image."""
     return Operation(
-        name=name, kernel=compiled, level=op_kernels.enhancement_factor, least=0.0,
-        most=_FACTOR_LIMIT, unit="x", standard=False, overlaps_c=True,
+        name=name, kernel=compiled, level=op_kernels.enhancement_factor, minimum=0.0,
+        maximum=_FACTOR_LIMIT, unit="x", standard=False, overlaps_c=True,
     )  # fmt: skip
 
 
@@ -68,11 +68,11 @@ OPERATIONS = (
     Operation(name="autocontrast", kernel=op_kernels.autocontrast),
     Operation(name="equalize", kernel=op_kernels.equalize),
     Operation(name="posterize", kernel=op_kernels.posterize, level=op_kernels.posterize_bits,
-              whole=True, least=0, most=8, unit="bits"),
+              whole=True, minimum=0, maximum=8, unit="bits"),
     Operation(name="rotate", kernel=op_kernels.rotate, level=op_kernels.rotate_degrees,
               whole=True, unit="degrees", geometric=True),
     Operation(name="solarize", kernel=op_kernels.solarize, level=op_kernels.solarize_threshold,
-              whole=True, least=0, most=256),
+              whole=True, minimum=0, maximum=256),
     Operation(name="shear_x", kernel=op_kernels.shear_x, level=op_kernels.shear_factor,
               geometric=True),
     Operation(name="shear_y", kernel=op_kernels.shear_y, level=op_kernels.shear_factor,
@@ -133,9 +133,9 @@ def apply(name: str, image: NDArray[np.uint8], argument: float = 0.0) -> NDArray
         ValueError: if the image has another shape, or the argument is out of bounds.
     """
     row, image, number = OPERATIONS[CODES[name]], check_image(image), float(argument)
-    if not (math.isfinite(number) and row.least <= number <= row.most):
+    if not (math.isfinite(number) and row.minimum <= number <= row.maximum):
         raise ValueError(
-            f"{name}: {argument} is outside {row.least:g}..{row.most:g}; pass a finite number "
+            f"{name}: {argument} is outside {row.minimum:g}..{row.maximum:g}; pass a finite number "
             "within these bounds"
         )
     if row.whole and not number.is_integer():

@@ -27,35 +27,35 @@ MIN_BETA = 1e-3
 """Below it, U^(1/beta) underflows to 0 for nearly all U."""
 
 
-def check_whole(name: str, value: object, least: int, most: int | None = None) -> int:
-    """Return a whole number of Python, numpy or torch as an int.
+def check_integer(name: str, value: object, minimum: int, maximum: int | None = None) -> int:
+    """Return an integer of Python, numpy or torch as an int.
 
     Raises:
-        TypeError: if it is not a whole number; a bool is not one.
-        ValueError: if it is outside least .. most.
+        TypeError: if it is not an integer; a bool is not one.
+        ValueError: if it is outside minimum .. maximum.
     """
     if isinstance(value, bool):
-        raise TypeError(f"{name} is {value}; pass a whole number")
+        raise TypeError(f"{name} is {value}; pass an integer")
     try:
         number = index(value)  # type: ignore[arg-type]
     except TypeError:
-        raise TypeError(f"{name} is {value!r}; pass a whole number") from None
-    if number < least or (most is not None and number > most):
-        bounds = f"from {least} to {most}" if most is not None else f"of {least} or more"
-        raise ValueError(f"{name} is {number}; pass a whole number {bounds}")
+        raise TypeError(f"{name} is {value!r}; pass an integer") from None
+    if number < minimum or (maximum is not None and number > maximum):
+        bounds = f"from {minimum} to {maximum}" if maximum is not None else f"of {minimum} or more"
+        raise ValueError(f"{name} is {number}; pass an integer {bounds}")
     return number
 
 
 def check_seed(seed: object) -> int:
-    """Return any whole number modulo 2^64.
+    """Return any integer modulo 2^64.
 
     Raises:
-        TypeError: if it is not a whole number.
+        TypeError: if it is not an integer.
     """
     try:
         return index(seed) % SEED_MODULUS  # type: ignore[arg-type]
     except TypeError:
-        raise TypeError(f"seed is {seed!r}; pass a whole number") from None
+        raise TypeError(f"seed is {seed!r}; pass an integer") from None
 
 
 def check_real(name: str, value: object) -> float:
@@ -73,18 +73,18 @@ def check_indices(indices: object, n: int) -> NDArray[np.int64]:
     """Return the dataset indices of n samples as (n,) int64, each from 0 to 2^32 - 1.
 
     Raises:
-        TypeError: if they are not whole numbers.
+        TypeError: if they are not integers.
         ValueError: if there are not n of them, or one is out of range.
     """
     numbers = np.asarray(indices)
     if numbers.dtype.kind not in "iu" and numbers.size > 0:
-        raise TypeError(f"indices are {numbers.dtype}; pass whole numbers, one per image")
+        raise TypeError(f"indices are {numbers.dtype}; pass integers, one per image")
     if numbers.shape != (n,):
         raise ValueError(f"indices has shape {numbers.shape} for {n} images; pass one per image")
     outside = (numbers < 0) | (numbers >= INDEX_LIMIT)
     if outside.any():
         position = int(np.argmax(outside))
-        check_whole(f"index {position} of the batch", numbers[position], 0, INDEX_LIMIT - 1)
+        check_integer(f"index {position} of the batch", numbers[position], 0, INDEX_LIMIT - 1)
     return np.ascontiguousarray(numbers, dtype=np.int64)
 
 
@@ -92,14 +92,14 @@ def check_views(views: object) -> int | None:
     """Return the number of views, or None for one view without a view axis.
 
     Raises:
-        TypeError: if it is neither a whole number nor None.
+        TypeError: if it is neither an integer nor None.
         ValueError: if it is below 1.
     """
     if views is None:
         return None
     if isinstance(views, bool):
         raise TypeError(f"views is {views}; pass 1 or more, or None for one without a view axis")
-    return check_whole("views", views, 1)
+    return check_integer("views", views, 1)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -146,7 +146,7 @@ class PixMixSettings:
             TypeError: if a value has another type.
         """
         # Numbers of numpy and torch become plain ones: settings are compared, hashed and written.
-        object.__setattr__(self, "k", check_whole("k", self.k, 0))
+        object.__setattr__(self, "k", check_integer("k", self.k, 0))
         object.__setattr__(self, "beta", check_real("beta", self.beta))
         object.__setattr__(self, "severity", check_real("severity", self.severity))
         for name in ("all_ops", "geometric"):

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from pixmix.op_kernels import ROTATIONS
 
-_MOST_PIXELS = 1 << 23
+_MAX_PIXELS = 1 << 23
 """Pixels sampled at a time: at ten float64 each, they take 700 MB."""
 LEVELS = 256
 
@@ -108,7 +108,7 @@ def _sampled(images: Tensor, x: Tensor, y: Tensor) -> Tensor:
 def _in_parts(
     images: Tensor, entries: Tensor, sample: Callable[[Tensor, Tensor, Tensor, Tensor], Tensor]
 ) -> Tensor:
-    """Sample at most `_MOST_PIXELS` at a time.
+    """Sample at most `_MAX_PIXELS` at a time.
 
     entries: (M, ...), matrix entries of the images. sample: function of images, entries, and the
     centers of columns, (1, 1, W), and rows, (1, H, 1).
@@ -116,7 +116,7 @@ def _in_parts(
     n, _, height, width = images.shape
     columns = torch.arange(width, device=images.device, dtype=entries.dtype).view(1, 1, -1) + 0.5
     rows = torch.arange(height, device=images.device, dtype=entries.dtype).view(1, -1, 1) + 0.5
-    part = max(1, _MOST_PIXELS // (height * width))
+    part = max(1, _MAX_PIXELS // (height * width))
     if n <= part:
         return sample(images, entries, columns, rows)
     pairs = zip(images.split(part), entries.split(part), strict=True)

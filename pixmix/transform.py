@@ -17,7 +17,7 @@ from pixmix.draws import NO_OPERATION, Plan, draw_plan
 from pixmix.fused import NO_IMAGES, mix_planned
 from pixmix.images import Layout, PackedImages, check_image, find_image_key, too_small
 from pixmix.mixing import MIXINGS
-from pixmix.settings import INDEX_LIMIT, PixMixSettings, check_views, check_whole
+from pixmix.settings import INDEX_LIMIT, PixMixSettings, check_integer, check_views
 
 if TYPE_CHECKING:
     _T = TypeVar("_T", bound=torch.Tensor)
@@ -212,7 +212,7 @@ class PixMix(nn.Module):
         Args:
             \*inputs: an image; or a sample (dict, tuple or list) that contains one; or several
                 arguments, such as an image and its label.
-            key: (seed, epoch, index), whole numbers, the last two below 2^32; None to draw a seed
+            key: (seed, epoch, index), integers, the last two below 2^32; None to draw a seed
                 from torch's generator.
 
         Returns:
@@ -223,7 +223,7 @@ class PixMix(nn.Module):
             ValueError: if the image has another mode or shape, or a mixing image is smaller.
         """
         if not (key is None or (isinstance(key, Sequence) and len(key) == 3)):
-            raise TypeError(f"key is {key!r}; pass (seed, epoch, index), three whole numbers")
+            raise TypeError(f"key is {key!r}; pass (seed, epoch, index), three integers")
         if key is None:
             key = (int(torch.empty((), dtype=torch.int64).random_()), 0, 0)
         sample = inputs[0] if len(inputs) == 1 else inputs
@@ -257,7 +257,7 @@ class PixMix(nn.Module):
         """Mix an image by a key."""
         image = _as_array(source, "the image")
         seed, epoch, index = key
-        index = check_whole("index", index, 0, INDEX_LIMIT - 1)
+        index = check_integer("index", index, 0, INDEX_LIMIT - 1)
         size = (image.shape[0], image.shape[1])
         first = self._first_size
         if first is not None and (first[0] < size[0] or first[1] < size[1]):
@@ -364,7 +364,7 @@ def _to_array(image: object) -> object:
             )
         if image.ndim == 3 and 0 in image.shape:
             raise ValueError(
-                f"a tensor image must have a height and a width of at least 1, not "
+                f"a tensor image must have height and width of at least 1, not "
                 f"{tuple(image.shape)}; leave out empty images"
             )
         if image.ndim != 3 or image.shape[0] != 3:

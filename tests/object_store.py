@@ -3,6 +3,7 @@
 with AmazonStore() as store:            # or GoogleStore
     store.busy = 3                      # the next three writes get status 503
     store.status = 403                  # or this status
+    store.denies_reads = True           # all reads get status 403
     store.options                       # for RemoteAccess, such as {"s3": {...}}
 
 Google's store also supports the protocol of Amazon S3, and obstore uses that.
@@ -31,6 +32,7 @@ class AmazonStore:
         logging.getLogger("werkzeug").setLevel(logging.ERROR)
         self.busy = 0
         self.status = 503
+        self.denies_reads = False
         self.rejected = 0
         self.written: list[str] = []
         self._lock = threading.Lock()
@@ -77,6 +79,10 @@ class AmazonStore:
         bucket = get_backend("s3")["123456789012"]["aws"].buckets[BUCKET]
         return {name: key.value for name, key in sorted(bucket.keys.items())}
 
+    def put(self, name: str, content: bytes) -> None:
+        """Write an object."""
+        get_backend("s3")["123456789012"]["aws"].put_object(BUCKET, name, content)
+
     def _rejects(self) -> bool:
         """Return whether to reject the current write."""
         with self._lock:
@@ -94,6 +100,9 @@ class AmazonStore:
                 start(f"{self.status} {code}", [("Content-Type", "application/xml")])
                 return [f"<Error><Code>{code}</Code><Message>no</Message></Error>".encode()]
             self.written.append(environment["PATH_INFO"].removeprefix(f"/{BUCKET}/"))
+        elif self.denies_reads:
+            start("403 AccessDenied", [("Content-Type", "application/xml")])
+            return [b"<Error><Code>AccessDenied</Code><Message>no</Message></Error>"]
         return self._inner(environment, start)
 
     def __enter__(self) -> Self:

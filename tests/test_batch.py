@@ -75,7 +75,7 @@ def test_sampling_in_parts_does_not_change_the_result(monkeypatch: pytest.Monkey
     images = as_tensor(drawn(1, 11, 20, 13))
     factors = torch.linspace(-0.3, 0.3, 11, dtype=torch.float64)
     whole = torch_ops.shear_x(images, factors)
-    monkeypatch.setattr(torch_ops, "_MOST_PIXELS", 3 * 20 * 13)
+    monkeypatch.setattr(torch_ops, "_MAX_PIXELS", 3 * 20 * 13)
     assert torch.equal(torch_ops.shear_x(images, factors), whole)
 
 
@@ -246,7 +246,7 @@ IMAGES = torch.zeros((4, 3, 20, 13), dtype=torch.uint8)
         (IMAGES, {"indices": [0, 1], "seed": 1, "epoch": 0}, ValueError,
          r"shape \(2,\) for 4 images; pass one"),
         (IMAGES, {"indices": [0.5] * 4, "seed": 1, "epoch": 0}, TypeError,
-         "indices are float64; pass whole"),
+         "indices are float64; pass integers"),
         (IMAGES, {"indices": np.array([0, 1, 2, 2**64 - 1], np.uint64), "seed": 1, "epoch": 0},
          ValueError, "index 3 of the batch is 18446744073709551615; pass"),
         (IMAGES, {"seed": 1, "epoch": -1, "indices": range(4)}, ValueError,

@@ -77,7 +77,7 @@ POINTS = 2_000_000
 # The share of points in other pixels. It was 0.004 to 0.010 for 25 pairs of games of two million
 # points, of ours and the references or of the same kind; exchanging the weights of two maps gives
 # 0.1 and more.
-MOST_APART = 0.015
+MAX_APART = 0.015
 
 Counts = NDArray[np.float64]
 
@@ -227,7 +227,7 @@ def apart(first: Counts, second: Counts) -> float:
 def check_kernel(layer: ChaosLayer, counts: Counts, colour_sums: Counts) -> None:
     share, colour = ours(layer)
     assert share.sum() > 0.85
-    assert apart(share, counts / POINTS) < MOST_APART
+    assert apart(share, counts / POINTS) < MAX_APART
     # Means of 500 colors or more differed by at most 0.027.
     frequent = (share * POINTS > 500) & (counts > 500)
     assert frequent.sum() > 20
@@ -252,7 +252,7 @@ def test_the_reference_that_keeps_its_orbit_renders_what_we_render() -> None:
     kept = keep_orbit(maps.affine.reshape(-1, 2, 3), maps.cumulative, POINTS, 1)
     count_points(kept, box(layer, HEIGHT, WIDTH), counts)
     assert len(kept) == POINTS
-    assert apart(ours(layer)[0], counts / POINTS) < MOST_APART
+    assert apart(ours(layer)[0], counts / POINTS) < MAX_APART
 
 
 @pytest.mark.parametrize("variations", [1, 2, 3, 5])

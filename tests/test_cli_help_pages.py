@@ -60,6 +60,13 @@ def test_help_names_every_option_and_help_all_describes_it() -> None:
     assert short >= 8
 
 
+def test_every_command_and_group_accepts_help_all() -> None:
+    for command in commands():
+        described = help_of(command, "--help-all")
+        assert all(each.opts[0] in described for each in own_options(command)), command.name
+    assert help_of(train.main, "--help-all") == help_of(train.main)
+
+
 def test_help_of_a_training_fits_one_screen() -> None:
     text = help_of(train.main.commands["cifar10"])
     assert len(text.splitlines()) <= 55

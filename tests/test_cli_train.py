@@ -148,7 +148,7 @@ def test_another_recipe_can_fine_tune_the_weights_in_another_folder(
         (("cifar10", "--data", "empty", "--no-mixing-set"), "cifar-10-python.tar.gz"),
         (("folder", "--data", "empty", "--no-mixing-set"), "make shards of your images first"),
         (("digits", "--data", "empty"), "omit --data to write shards now"),
-        (("digits", "--model", "resnet999"), "no network is named 'resnet999'"),
+        (("digits", "--model", "resnet999"), "network 'resnet999' not found"),
         (("digits", "--batch-size", "5000"), "fewer than batch_size 5000"),
         (
             ("digits", "--batch-size", "64", "--shard-partitions", "7"),
@@ -158,8 +158,8 @@ def test_another_recipe_can_fine_tune_the_weights_in_another_folder(
         (("digits", "--device", "cpu", "--sync-bn"), "--sync-bn needs GPUs"),
         (("digits", "--val-fraction", "0.5", "--data", "one"), "make it again with"),
         (("digits", "--out", "file/run"), "file"),
-        (("digits", "--model", "wrn_16_0"), "no network is named 'wrn_16_0'"),
-        (("digits", "--model", "resnext29_0x4"), "no network is named 'resnext29_0x4'"),
+        (("digits", "--model", "wrn_16_0"), "network 'wrn_16_0' not found"),
+        (("digits", "--model", "resnext29_0x4"), "network 'resnext29_0x4' not found"),
     ],
 )
 def test_invalid_inputs_end_with_a_one_line_error(

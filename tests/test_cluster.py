@@ -15,6 +15,7 @@ import click
 import pytest
 import yaml
 from click.testing import CliRunner
+from torch.distributed.run import get_args_parser
 
 from pipelines.cli import gen, train
 from pipelines.shards.format import open_shards
@@ -50,7 +51,7 @@ SRUN = """#!/bin/bash
 while [[ $1 == --* ]]; do shift; done
 export SLURM_STEP_ID=0 SLURM_NTASKS=2
 for rank in 0 1; do SLURM_PROCID=$rank SLURM_LOCALID=$rank "$@" & pids+=("$!"); done
-trap 'kill -USR1 "${pids[@]}"' USR1
+for name in USR1 TERM; do trap 'kill -'$name' "${pids[@]}"' $name; done
 status=0
 for pid in "${pids[@]}"; do
     while kill -0 "$pid" 2> /dev/null; do status=0; wait "$pid" || status=$?; done
@@ -68,6 +69,14 @@ for _ in $(seq "$STEPS"); do sleep 0.05; done
 exit "$ENDS_WITH"
 """
 
+TORCHRUN = """#!/bin/bash
+# Logs its options. It ends by itself, or with exit code 1 when it has received a signal.
+trap 'echo "checkpoint" >> "$LOG"; exit 1' TERM
+echo "$*" >> "$LOG"
+for _ in $(seq "$STEPS"); do sleep 0.05; done
+exit "$ENDS_WITH"
+"""
+
 SCONTROL = """#!/bin/bash
 if [[ $1 == show ]]; then printf 'node7\\nnode8\\n'; else echo "scontrol $*" >> "$LOG"; fi
 """
@@ -81,6 +90,7 @@ def cluster(tmp_path: Path) -> dict[str, str]:
         "srun": SRUN,
         "scontrol": SCONTROL,
         "pixmix-train": TRAINING,
+        "torchrun": TORCHRUN,
         "pixmix-gen": f'#!/bin/bash\nexec {sys.executable} -m pipelines.cli.gen "$@"\n',
     }
     folder = tmp_path / "bin"
@@ -115,7 +125,7 @@ def parsed(group: click.Group, line: str) -> dict[str, Any]:
 
 @pytest.mark.parametrize("script", SCRIPTS, ids=lambda path: path.name)
 def test_every_script_is_valid_bash(script: Path) -> None:
-    assert len(SCRIPTS) == 4
+    assert len(SCRIPTS) == 5
     subprocess.run(["bash", "-n", str(script)], check=True)
     assert script.read_text().startswith("#!/bin/bash\n")
     assert os.access(script, os.X_OK)
@@ -151,6 +161,30 @@ def test_the_array_job_generates_a_set_and_the_job_after_it_merges_it(
     assert "complete; 5 images in 5 shards" in (tmp_path / "log.merge").read_text()
 
 
+def run_training(
+    script: str,
+    cluster: dict[str, str],
+    tmp_path: Path,
+    steps: int,
+    ends_with: int,
+    signalled: bool,
+) -> tuple[int, list[str]]:
+    """Run a training script, with SIGUSR1 if signalled; return its exit code and its log."""
+    job = subprocess.Popen(
+        ["bash", str(ROOT / "docs" / "cluster" / script), "--epochs", "3"],
+        env=cluster
+        | {"SLURM_JOB_ID": "4711", "SLURM_JOB_NODELIST": "node[7-8]", "SLURM_JOB_NUM_NODES": "2"}
+        | {"STEPS": str(steps), "ENDS_WITH": str(ends_with)},
+    )
+    log = tmp_path / "log"
+    while not log.exists() or log.read_text().count("node7") < 2:
+        assert job.poll() is None or not signalled
+        time.sleep(0.05)
+    if signalled:
+        job.send_signal(signal.SIGUSR1)
+    return job.wait(), log.read_text().splitlines()
+
+
 @pytest.mark.parametrize(
     ("steps", "ends_with", "signalled", "status", "requeued"),
     [(1, 0, False, 0, False), (1, 3, False, 3, False), (400, 0, True, 143, True)],
@@ -164,20 +198,8 @@ def test_a_training_job_at_its_time_limit_saves_a_checkpoint_and_requeues(
     status: int,
     requeued: bool,
 ) -> None:
-    job = subprocess.Popen(
-        ["bash", str(ROOT / "docs" / "cluster" / "train.sbatch"), "--epochs", "3"],
-        env=cluster
-        | {"SLURM_JOB_ID": "4711", "SLURM_JOB_NODELIST": "node[7-8]", "STEPS": str(steps)}
-        | {"ENDS_WITH": str(ends_with)},
-    )
-    log = tmp_path / "log"
-    while not log.exists() or log.read_text().count("node7") < 2:
-        assert job.poll() is None or not signalled
-        time.sleep(0.05)
-    if signalled:
-        job.send_signal(signal.SIGUSR1)
-    assert job.wait() == status
-    lines = log.read_text().splitlines()
+    found, lines = run_training("train.sbatch", cluster, tmp_path, steps, ends_with, signalled)
+    assert found == status
     for gpu in "01":
         (began,) = [line for line in lines if line.startswith(f"{gpu} node7 imagenet ")]
         assert began.endswith("--resume auto --epochs 3")
@@ -185,17 +207,45 @@ def test_a_training_job_at_its_time_limit_saves_a_checkpoint_and_requeues(
     assert ("scontrol requeue 4711" in lines) == requeued
 
 
-def test_the_options_of_the_training_job_are_valid(
+@pytest.mark.parametrize(
+    ("steps", "ends_with", "signalled", "status", "requeued"),
+    [(1, 0, False, 0, False), (1, 3, False, 3, False), (400, 0, True, 1, True)],
+)
+def test_a_training_job_of_torchrun_is_stopped_at_its_time_limit_and_requeued(
+    cluster: dict[str, str],
+    tmp_path: Path,
+    steps: int,
+    ends_with: int,
+    signalled: bool,
+    status: int,
+    requeued: bool,
+) -> None:
+    found, lines = run_training(
+        "train-torchrun.sbatch", cluster, tmp_path, steps, ends_with, signalled
+    )
+    assert found == status
+    launched = [line for line in lines if "pixmix-train" in line]
+    assert len(launched) == 2
+    for line in launched:
+        launcher, _, command = line.partition(" pixmix-train ")
+        options = get_args_parser().parse_args([*shlex.split(launcher), "pixmix-train"])
+        assert (options.nnodes, options.nproc_per_node) == ("2", "8")
+        assert (options.rdzv_id, options.rdzv_endpoint) == ("4711", "node7:24711")
+        assert options.no_python
+        assert command.endswith("--resume auto --epochs 3")
+    assert lines.count("checkpoint") == (2 if signalled else 0)
+    assert ("scontrol requeue 4711" in lines) == requeued
+
+
+def test_the_options_of_the_training_jobs_are_valid(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     for folder in ("shards/imagenet", "shards/mixing"):
         (tmp_path / folder).mkdir(parents=True)
     monkeypatch.chdir(tmp_path)
-    text = (ROOT / "docs" / "cluster" / "train.sbatch").read_text().replace("\\\n", " ")
-    (script_line,) = re.findall(r"pixmix-train (.*?) \"\$@\" &", text)
-    page_lines = re.findall(r"--no-python pixmix-train (.*)", PAGE.replace("\\\n", " "))
-    assert len(page_lines) == 1
-    for line in (script_line, *page_lines):
+    for script in ("train.sbatch", "train-torchrun.sbatch"):
+        text = (ROOT / "docs" / "cluster" / script).read_text()
+        (line,) = re.findall(r"pixmix-train (.*?) \"\$@\" &", re.sub(r"\\\n *", "", text))
         assert parsed(train.main, line)
 
 
@@ -264,7 +314,7 @@ def test_the_pods_of_a_training_find_each_other_and_run_a_command_that_parses() 
 
 
 def test_the_torchrun_lines_have_valid_options() -> None:
-    lines = re.findall(r"^ *torchrun .* --no-python -- pixmix-gen (.*)$", PAGE, re.MULTILINE)
+    lines = re.findall(r"--no-python -- pixmix-gen (.*)$", PAGE, re.MULTILINE)
     assert len(lines) == 1
     for line in lines:
         assert parsed(gen.main, line)

@@ -332,7 +332,7 @@ ERRORS: list[tuple[Callable[[], object], str]] = [
     ),
     (lambda: replace(LAYER, blend="add"), "'add': not a blend mode; use one of over"),
     (lambda: replace(LAYER, opacity=1.5), r"1.5: opacity must be in \[0, 1\]; scale it"),
-    (lambda: replace(GENOME, version=99), "99: not a version of genomes .*; install"),
+    (lambda: replace(GENOME, version=99), "99: not a supported genome version; .*; install"),
     (lambda: replace(GENOME, family="sea"), "'sea': not a family; use one of mixed"),
     *(
         (

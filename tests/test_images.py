@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from pixmix.images import PackedImages, check_crops, too_small
 from pixmix.transform import PixMix
 
-MOST = 2**31 - 1
+MAX = 2**31 - 1
 LONGEST = 2**63 - 1
 
 
@@ -190,11 +190,11 @@ def test_invalid_images_are_rejected(
         # Positions of the end that overflow 64 bits.
         (30, LONGEST, 1, 1),
         (30, LONGEST - 2, 1, 1),
-        (30, 0, MOST, MOST),
-        (30, 0, MOST, MOST // 2),
-        (30, 0, 1, MOST),
-        (30, 30, MOST, MOST),
-        (30, -LONGEST - 1, MOST, MOST),
+        (30, 0, MAX, MAX),
+        (30, 0, MAX, MAX // 2),
+        (30, 0, 1, MAX),
+        (30, 30, MAX, MAX),
+        (30, -LONGEST - 1, MAX, MAX),
     ],
 )
 def test_an_image_outside_the_pixels_is_rejected(

@@ -41,7 +41,7 @@ def test_initial_weights_depend_only_on_the_seed() -> None:
     ("name", "more", "message"),
     [
         ("wrn_41_4", {}, r"depth is 41; use 6 n \+ 4"),
-        ("resnet999", {}, "no network is named 'resnet999'"),
+        ("resnet999", {}, "network 'resnet999' not found"),
         ("wrn_10_1", {"pretrained": "IMAGENET1K_V1"}, "has no pretrained weights"),
         ("networks:nothing", {}, "networks:nothing failed"),
         ("networks:tiny", {}, "networks:tiny failed"),

@@ -208,7 +208,7 @@ def test_user_errors_are_one_line_with_their_exit_code(folder: Path, tmp_path: P
         (1, "junk.json is damaged", [tmp_path / "junk.json"]),
         (1, "list.json has no genome", [tmp_path / "list.json"]),
         (1, "featviz.json has no genome", [tmp_path / "featviz.json"]),
-        (1, "99: not a version of genomes", [tmp_path / "other.json"]),
+        (1, "99: not a supported genome version", [tmp_path / "other.json"]),
         (1, "the genome's JSON does not match", [tmp_path / "less.json"]),
         (1, "bytes.json is damaged", [tmp_path / "bytes.json"]),
         (1, "deep.json", [tmp_path / "deep.json"]),

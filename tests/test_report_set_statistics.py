@@ -154,9 +154,9 @@ def test_groups_of_near_duplicates_are_connected_components() -> None:
     draws = np.random.default_rng(0)
     hashes = draws.integers(0, 2**64, (40, 4), dtype=np.uint64)
     hashes[[3, 39, 20]] = hashes[[30, 30, 21]]
-    hashes[20, 0] ^= np.uint64(2**near.MOST_DIFFERING_BITS - 1)  # the maximum
+    hashes[20, 0] ^= np.uint64(2**near.MAX_DIFFERING_BITS - 1)  # the maximum
     hashes[10] = hashes[11]
-    hashes[10, 1] ^= np.uint64(2 ** (near.MOST_DIFFERING_BITS + 1) - 1)  # one bit more
+    hashes[10, 1] ^= np.uint64(2 ** (near.MAX_DIFFERING_BITS + 1) - 1)  # one bit more
     # 5 and 15 differ in too many bits, but 25 connects them.
     hashes[[5, 15]] = hashes[25]
     hashes[5, 2] ^= np.uint64(2**20 - 1)
@@ -166,7 +166,7 @@ def test_groups_of_near_duplicates_are_connected_components() -> None:
     joined = {place: {place} for place in range(40)}
     for a in range(40):
         for b in range(a + 1, 40):
-            if np.abs(bits[a] - bits[b]).sum() <= near.MOST_DIFFERING_BITS:
+            if np.abs(bits[a] - bits[b]).sum() <= near.MAX_DIFFERING_BITS:
                 whole = joined[a] | joined[b]
                 joined.update(dict.fromkeys(whole, whole))
     expected = sorted({tuple(sorted(each)) for each in joined.values() if len(each) > 1})

@@ -83,8 +83,8 @@ def test_valid_values_are_stored_unchanged(
 @pytest.mark.parametrize(
     ("arguments", "error", "message"),
     [
-        ({"k": -1}, ValueError, "k is -1; pass a whole number of 0 or more"),
-        ({"k": 2.0}, TypeError, "k is 2.0; pass a whole number"),
+        ({"k": -1}, ValueError, "k is -1; pass an integer of 0 or more"),
+        ({"k": 2.0}, TypeError, "k is 2.0; pass an integer"),
         ({"k": True}, TypeError, "k is True; pass"),
         ({"k": "4"}, TypeError, "k is '4'; pass"),
         ({"k": None}, TypeError, "k is None; pass"),

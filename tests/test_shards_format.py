@@ -195,7 +195,7 @@ def test_an_index_is_read_if_it_cannot_be_mapped(
     samples = open_shards(folder).samples
     assert samples["label"].tolist() == [0, 1, 2, 3]
     assert not samples.flags.writeable
-    monkeypatch.setattr(images, "MOST_BYTES_READ", 79)
+    monkeypatch.setattr(images, "MAX_BYTES_READ", 79)
     with pytest.raises(PipelineError, match=rf"{INDEX_NAME} cannot be read: .*cannot map files"):
         open_shards(folder)
 

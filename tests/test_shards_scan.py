@@ -58,7 +58,7 @@ def test_indexing_tars_never_overwrites_other_files(tmp_path: Path) -> None:
     before = contents_of(tmp_path)
     result = run("index", tars[1])
     assert result.exit_code == 1
-    assert "is of a set that also has train.tar" in result.stderr
+    assert "is of a dataset that also has train.tar" in result.stderr
     assert contents_of(tmp_path) == before
     assert run("index", *tars).exit_code == 0
     assert len(open_shards(tmp_path)) == 2
@@ -71,7 +71,7 @@ def test_tars_of_two_folders_and_finished_sets_are_rejected(tmp_path: Path, copy
     assert "are in different folders" in result.stderr
     result = run("index", *copy.glob("*.tar"))
     assert result.exit_code == 1
-    assert "belongs to a set that pixmix-shard made" in result.stderr
+    assert "belongs to a dataset that pixmix-shard made" in result.stderr
 
 
 @pytest.fixture

@@ -25,11 +25,11 @@ from streaming_model import (
     Uses,
     cached_downloads,
     class_entropy,
-    meetings,
+    collisions,
+    displacement,
     most_at_once,
     run_epoch,
     shard_uses,
-    travel,
     webdataset_batches,
 )
 from streaming_simulator import (
@@ -144,17 +144,17 @@ def test_a_cache_keeps_the_most_recently_used_shards() -> None:
 # --- quality of shuffling ------------------------------------------------------------------------
 
 
-def test_travel_is_0_for_the_stored_order_and_1_for_a_full_shuffle() -> None:
-    assert travel(np.arange(600).reshape(-1, 6)) == 0
-    assert travel(np.arange(600)[::-1].reshape(-1, 6)) == pytest.approx(1.5)
+def test_displacement_is_0_for_the_stored_order_and_1_for_a_full_shuffle() -> None:
+    assert displacement(np.arange(600).reshape(-1, 6)) == 0
+    assert displacement(np.arange(600)[::-1].reshape(-1, 6)) == pytest.approx(1.5)
     order = np.random.default_rng(0).permutation(100_000)
     # The standard error of 100,000 distances with deviation N / sqrt(18) is 0.0022 of N / 3.
-    assert travel(order.reshape(-1, 8)) == pytest.approx(1, abs=0.01)
+    assert displacement(order.reshape(-1, 8)) == pytest.approx(1, abs=0.01)
 
 
 @settings(deadline=None)
 @given(plans())
-def test_meetings_and_entropies_equal_direct_counts(
+def test_collisions_and_entropies_equal_direct_counts(
     plan: tuple[Integers, Integers, int, int],
 ) -> None:
     batches, shard_of, _, _ = plan
@@ -162,7 +162,7 @@ def test_meetings_and_entropies_equal_direct_counts(
     together = sum(shard_of[a] == shard_of[b] for a, b in pairs)
     everywhere = list(combinations(shard_of.tolist(), 2))
     chance = sum(a == b for a, b in everywhere)
-    found = meetings(batches, shard_of)
+    found = collisions(batches, shard_of)
     if not pairs or not chance:
         assert math.isnan(found)
     else:
@@ -174,15 +174,15 @@ def test_meetings_and_entropies_equal_direct_counts(
     assert class_entropy(batches, shard_of) == pytest.approx(np.mean(entropies), abs=1e-12)
 
 
-def test_meetings_of_batches_of_one_shard_are_the_number_of_shards() -> None:
+def test_collisions_of_batches_of_one_shard_are_the_number_of_shards() -> None:
     n_shards, size = 50, 40
     stored = np.arange(n_shards * size)
-    assert meetings(stored.reshape(-1, size), stored // size) == pytest.approx(
+    assert collisions(stored.reshape(-1, size), stored // size) == pytest.approx(
         (n_shards * size - 1) / (size - 1)
     )
     shuffled = EpochOrder(len(stored), seed=0, epoch=0).whole().reshape(-1, size)
     # Of 39,000 pairs, 1 in 51 is of one shard: 764 with a standard deviation of 28.
-    assert meetings(shuffled, stored // size) == pytest.approx(1, abs=0.15)
+    assert collisions(shuffled, stored // size) == pytest.approx(1, abs=0.15)
 
 
 # --- time ----------------------------------------------------------------------------------------
@@ -360,7 +360,7 @@ def test_with_two_partitions_a_node_needs_half_of_the_dataset_and_few_shards_at_
     assert both.need.shards is not None
     assert max(window.need.shards, both.need.shards) <= 2 * 2 + 4
     # With partitions of whole shards, batches are almost as mixed as with a full shuffle.
-    assert full.quality.meetings < both.quality.meetings < window.quality.meetings
+    assert full.quality.collisions < both.quality.collisions < window.quality.collisions
     assert full.quality.sorted_entropy > both.quality.sorted_entropy > window.quality.sorted_entropy
     for row in rows[:4]:
         assert row.lost is not None
@@ -409,7 +409,7 @@ def test_the_table_and_the_document_have_each_order() -> None:
     assert document["steps"] == 60
     assert document["settings"]["cache_bytes"] == 900
     # Each process has only one sample of a batch.
-    assert {row["quality"]["share_meetings"] for row in document["rows"]} == {None}
+    assert {row["quality"]["share_collisions"] for row in document["rows"]} == {None}
 
 
 @pytest.mark.parametrize(

@@ -364,7 +364,7 @@ def test_a_key_that_is_not_three_whole_numbers_is_rejected(key: Any) -> None:  #
 
 @pytest.mark.parametrize("index", [-1, 2**32, 2**63])
 def test_an_index_out_of_range_is_rejected(index: int) -> None:
-    with pytest.raises(ValueError, match=f"index is {index}; pass a whole number from 0 to"):
+    with pytest.raises(ValueError, match=f"index is {index}; pass an integer from 0 to"):
         PixMix(MIXING_SET)(IMAGE, key=(0, 0, index))
 
 
@@ -375,7 +375,7 @@ def test_an_index_out_of_range_is_rejected(index: int) -> None:
         ({"mixing_set": {"a": IMAGE}}, "mixing_set is dict; pass"),
         ({"mixing_set": 5}, "mixing_set is int; pass"),
         ({"mixings": None}, "mixings is None; pass names"),
-        ({"views": "2"}, "views is '2'; pass a whole number"),
+        ({"views": "2"}, "views is '2'; pass an integer"),
         ({"views": True}, "views is True; pass 1 or more"),
     ],
 )

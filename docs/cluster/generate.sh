@@ -2,7 +2,7 @@
 # generate.sh OUT TASKS [OPTION ...]: submit an array job that generates a set of fractals,
 # and a job that merges its shards.
 #
-#     docs/cluster/generate.sh /scratch/shards/fractals 64 --n 1000000
+#     docs/cluster/generate.sh /scratch/fractals 4 --n 14000 --shard-size 100
 #
 # Run it again to make only the shards that are missing.
 set -euo pipefail

@@ -42,7 +42,7 @@ BUSY_VARIATION = 0.15
 """On an idle machine the calibration time varies by less than this share of its minimum."""
 
 _CALIBRATION_STEPS = 250_000
-_MOST_ROWS_NAMED = 3
+_MAX_ROWS_NAMED = 3
 _POLL_SECONDS = 0.01
 _LINE_WIDTH = 100
 
@@ -367,7 +367,7 @@ def busy_note(busy: Sequence[str], n_rows: int) -> list[str]:
     """Return a remark on the rows that were measured on a busy machine, if there are any."""
     if not busy:
         return []
-    which = f"{len(busy)} of {n_rows} rows" if len(busy) > _MOST_ROWS_NAMED else "; ".join(busy)
+    which = f"{len(busy)} of {n_rows} rows" if len(busy) > _MAX_ROWS_NAMED else "; ".join(busy)
     return [
         f"The machine was busy during {which}: trust the ratios more than the rates, or run again."
     ]

@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from pipelines.report.page import PageImage
 
 RECORD = "stages.json"
-_MOST_RECORD_BYTES = 2**20
+_MAX_RECORD_BYTES = 2**20
 
 FRACTALS, VISUALIZATIONS = 400, 40
 
@@ -225,7 +225,7 @@ def _read_record(path: Path) -> Mapping[str, float]:
     from pipelines.system.files import read_json, read_regular
 
     try:
-        content = read_regular(path, max_bytes=_MOST_RECORD_BYTES)
+        content = read_regular(path, max_bytes=_MAX_RECORD_BYTES)
         return read_json(content, dict[str, float], str(path), "remove it")
     except (OSError, PipelineError):
         return {}

@@ -2,6 +2,7 @@
 
 import time
 from collections.abc import Iterable, Mapping
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -9,15 +10,19 @@ import click
 
 from pipelines.cli.help_pages import Group, command_group, example, option
 from pipelines.cli.options import (
+    CACHE_OPTIONS,
     DATA,
     LARGEST_SIDE,
     MODEL,
     LocalPath,
+    PathOrUrl,
     WeightsPath,
     command_options,
     device_option,
+    download_timeout_option,
     file_option,
     finite,
+    in_order,
     one_line_errors,
     progress_bar,
     say,
@@ -30,6 +35,7 @@ if TYPE_CHECKING:
 
     from pipelines.evaluation.predictions import Evaluation
     from pipelines.evaluation.suites import EvaluationResults
+    from pipelines.shards.remote import RemoteShards
     from pipelines.system.process_group import Processes
 
 # A copy of evaluation.suites.SUITES, whose import would take seconds; a test compares them.
@@ -81,13 +87,10 @@ def _all_finite(
     return value
 
 
-_DATA = option(
-    "--data",
-    group=DATA,
-    type=LocalPath(exists=True, file_okay=False),
-    required=True,
-    help="Folder of the test set, with the benchmark datasets beside it, such as CIFAR-10-C, "
-    "imagenet-r or outliers.",
+_data_option = partial(option, "--data", group=DATA, required=True)
+_FOLDER_HELP = (
+    "Folder of the test set, with the benchmark datasets beside it, such as CIFAR-10-C, "
+    "imagenet-r or outliers"
 )
 
 _ATTACK, _SUITES = "Adversarial attack", "Suites"
@@ -99,6 +102,7 @@ _ATTACK, _SUITES = "Adversarial attack", "Suites"
         "pixmix-eval --checkpoint ours.pt --against theirs.pt --data shards/cifar10 "
         "--plot radar.png",
         "pixmix-eval --checkpoint ours.pt --data imagenet --suite clean,c,r,a,o",
+        "pixmix-eval --checkpoint ours.pt --data s3://bucket/imagenet --suite clean,calibration",
     )
 )
 @option(
@@ -115,7 +119,7 @@ _ATTACK, _SUITES = "Adversarial attack", "Suites"
     type=WeightsPath(),
     help="A second checkpoint, to compare with the first.",
 )
-@_DATA
+@_data_option(type=PathOrUrl(), help=f"{_FOLDER_HELP}; or the URL of a test set of shards alone.")
 @option(
     "--suite",
     "suites",
@@ -220,13 +224,14 @@ _ATTACK, _SUITES = "Adversarial attack", "Suites"
     group=_SUITES,
     common=False,
 )
+@in_order(*CACHE_OPTIONS, download_timeout_option)
 @file_option("--plot", metavar="RADAR.png", text="Also draw a radar plot of the results.")
 @command_options
 def run(
     *,
     checkpoint: Path,
     against: Path | None,
-    data: Path,
+    data: Path | str,
     suites: tuple[str, ...] | None,
     model: str | None,
     device: str,
@@ -251,6 +256,7 @@ def run(
         from pipelines.models.checkpoints import open_checkpoint
         from pipelines.report.evaluations import VERSION, overlaps_of, radar, table
         from pipelines.report.page import check_plotting, short_names, write_image
+        from pipelines.system.objects import shown
         from pipelines.system.process_group import join_processes
 
         if plot is not None:
@@ -259,7 +265,9 @@ def run(
         paths = [checkpoint] if against is None else [checkpoint, against]
         with join_processes(device) as processes:
             # Missing data are reported before a network is loaded.
-            absent = missing_inputs(data, suites)
+            with processes.together():
+                root = _open_data(data, options)
+            absent = missing_inputs(root, suites)
             if suites and absent.keys() == set(suites):
                 raise PipelineError("; ".join(_by_reason(absent)))
             if processes.first:
@@ -270,7 +278,7 @@ def run(
                 {str(path): each for path, (_, each) in zip(paths, opened, strict=True)}, overrides
             )
             evaluations = [
-                _evaluation(path, module, metadata[str(path)], data, processes, options)
+                _evaluation(path, module, metadata[str(path)], root, processes, options)
                 for path, (module, _) in zip(paths, opened, strict=True)
             ]
             names = short_names(paths)
@@ -306,7 +314,7 @@ def run(
         unmeasured = {**missing, **failed} if suites or not any(values.values()) else failed
         document: dict[str, Any] = {
             "version": VERSION,
-            "data": str(data),
+            "data": shown(data) if isinstance(data, str) else str(data),
             "test": evaluations[0].data.name,
             "checkpoints": {name: str(path) for name, path in zip(names, paths, strict=True)},
             "provenance": origin,
@@ -357,11 +365,29 @@ def _by_reason(unmeasured: Mapping[str, str]) -> list[str]:
     return [f"{', '.join(each)} could not be measured: {why}" for why, each in suites.items()]
 
 
+def _open_data(data: Path | str, options: dict[str, Any]) -> "Path | RemoteShards":
+    """Return a local folder, or open the test set at a URL."""
+    from pipelines.evaluation.data import open_remote_test_set
+    from pipelines.shards.remote import Remote
+    from pipelines.system.objects import RemoteAccess, is_remote, local_path
+
+    if isinstance(data, Path):
+        return data
+    if not is_remote(data):
+        return local_path(data)
+    access = RemoteAccess(download_timeout_s=options["download_timeout"])
+    return open_remote_test_set(
+        data,
+        cache_dir=options["cache_dir"],
+        remote=Remote(limit_bytes=options["cache_limit"], access=access),
+    )
+
+
 def _evaluation(
     path: Path,
     module: "nn.Module",
     metadata: dict[str, Any],
-    root: Path,
+    root: "Path | RemoteShards",
     processes: "Processes",
     options: dict[str, Any],
 ) -> "Evaluation":
@@ -372,7 +398,7 @@ def _evaluation(
     from pipelines.evaluation.predictions import Classifier, Evaluation
 
     try:
-        data = open_evaluation_data(root, metadata)
+        data = open_evaluation_data(root, metadata, cache_dir=options["cache_dir"])
     except PipelineError as error:
         raise PipelineError(f"{path}: {error}") from error
     mean, std = normalization(metadata, data)
@@ -408,7 +434,7 @@ def _evaluate(evaluation: "Evaluation", suites: tuple[str, ...] | None) -> "Eval
     name="make-c",
     epilog=example("pixmix-eval make-c --data shards/cifar10 --n 2000"),
 )
-@_DATA
+@_data_option(type=LocalPath(exists=True, file_okay=False), help=f"{_FOLDER_HELP}.")
 @option(
     "--out",
     type=click.Path(path_type=Path, file_okay=False),
@@ -451,7 +477,9 @@ def make_c(
 
         found = open_evaluation_data(data, {} if checkpoint is None else read_metadata(checkpoint))
         with progress_bar("images") as progress:
-            folder = make_corrupted(found, out or found.root, n=n, seed=seed, progress=progress)
+            folder = make_corrupted(
+                found, out or found.root or data, n=n, seed=seed, progress=progress
+            )
         ignored = found.notices.ignored_line()
         _print_lines([*found.notices.take(), *([ignored] if ignored else [])])
         say(f"corrupted images in {folder}", {"folder": str(folder)}, as_json=as_json)

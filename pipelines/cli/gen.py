@@ -49,7 +49,7 @@ def _list_of(about: dict[str, str]) -> str:
     epilog=example(
         "pixmix-gen fractals --n 14000 --contact-sheet sheet.png",
         "pixmix-gen fractals --n 14000 --task-index 3 --num-tasks 8",
-        "pixmix-gen fractals --n 1000000 --to-shards --out s3://bucket/fractals",
+        "pixmix-gen fractals --n 14000 --to-shards --out s3://bucket/fractals",
     )
 )
 @output_options(14_000, "fractals")

@@ -94,6 +94,13 @@ def _show_all(ctx: click.Context, _param: click.Parameter, value: bool) -> None:
         ctx.exit()
 
 
+def _help_all_option(*, hidden: bool) -> click.Option:
+    return click.Option(
+        ["--help-all"], is_flag=True, is_eager=True, expose_value=False, hidden=hidden,
+        callback=_show_all, help="Describe all options and exit.",
+    )  # fmt: skip
+
+
 _NOT_A_NUMBER = re.compile(r"is not a valid (integer|float)( range)?")
 _NUMBERS = {"integer": "a whole number", "float": "a number"}
 
@@ -141,7 +148,7 @@ class Command(click.Command):
     context_class = _Context
 
     def __init__(self, *arguments: Any, **attributes: Any) -> None:  # noqa: ANN401
-        """Create the command, with `--help-all` if `--help` leaves options out.
+        """Create the command, with `--help-all`, which is shown if `--help` leaves options out.
 
         Args:
             arguments: see `click.Command`.
@@ -149,13 +156,8 @@ class Command(click.Command):
         """
         attributes["context_settings"] = _settings(attributes)
         super().__init__(*arguments, **attributes)
-        if not all(getattr(each, "common", True) for each in self.params):
-            self.params.append(
-                click.Option(
-                    ["--help-all"], is_flag=True, is_eager=True, expose_value=False,
-                    callback=_show_all, help="Describe all options and exit.",
-                )
-            )  # fmt: skip
+        complete = all(getattr(each, "common", True) for each in self.params)
+        self.params.append(_help_all_option(hidden=complete))
 
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
         """Parse; add hints to the error for an unknown option, and simplify other errors."""
@@ -178,7 +180,7 @@ class Command(click.Command):
         """Write the options in groups, or the common ones and the names of the others."""
         groups: dict[str, list[click.Option]] = {}
         for param in self.get_params(ctx):
-            if isinstance(param, click.Option):
+            if isinstance(param, click.Option) and not param.hidden:
                 groups.setdefault(getattr(param, "group", _HELP), []).append(param)
         groups = {
             title: groups[title]
@@ -215,6 +217,7 @@ class Group(click.Group):
         """Create the group; see `Command`."""
         attributes["context_settings"] = _settings(attributes)
         super().__init__(*arguments, **attributes)
+        self.params.append(_help_all_option(hidden=True))
 
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
         """Parse; if an option of a command comes before its command, explain where it goes."""

@@ -28,6 +28,7 @@ SHEET_IMAGES = 64
 """Number of images on a contact sheet."""
 
 DATA, MODEL, PARALLEL, ERRORS = "Data", "Model", "Parallel work", "Error handling"
+REMOTE = "Remote shards"
 """Groups of options that several commands have."""
 
 
@@ -476,4 +477,43 @@ def html_option(command: Decorated) -> Decorated:
         "--html",
         metavar="REPORT.html",
         text="Write a report to this self-contained HTML file.",
+    )(command)
+
+
+# --- Remote shards -------------------------------------------------------------------------------
+
+CACHE_OPTIONS = (
+    option(
+        "--cache-dir",
+        group=REMOTE,
+        common=False,
+        type=click.Path(path_type=Path, file_okay=False),
+        show_default="$PIXMIX_CACHE, $XDG_CACHE_HOME/pixmix or ~/.cache/pixmix",
+        help="Cache folder of this node for shards and decoded images. Use a disk of the node, not "
+        "a shared one.",
+    ),
+    option(
+        "--cache-limit",
+        group=REMOTE,
+        common=False,
+        type=ByteSize(),
+        show_default="free disk space",
+        help="Size limit of the shards in the cache, such as 200GB. Without it, the cache may "
+        "grow to the whole dataset.",
+    ),
+)
+"""The options --cache-dir and --cache-limit."""
+
+
+def download_timeout_option(command: Decorated) -> Decorated:
+    """Add --download-timeout."""
+    return option(
+        "--download-timeout",
+        group=REMOTE,
+        common=False,
+        type=click.FloatRange(0, min_open=True),
+        callback=finite,
+        metavar="SECONDS",
+        default=600.0,
+        help="Abort after this many seconds without new data from the server.",
     )(command)

@@ -67,7 +67,7 @@ class _SetOptions:
     exif_transpose: bool = False
 
 
-_OUT_HELP = "Output folder, or a URL such as s3://bucket/name."
+_OUT_HELP = "Output folder, or a URL that starts with s3://, gs:// or az://."
 
 
 def _set_options(shard_size: str) -> Callable[[Decorated], Decorated]:
@@ -143,7 +143,7 @@ _image_file_options = in_order(
 @main.command(
     epilog=example(
         "pixmix-shard imagefolder imagenet shards/imagenet --name imagenet1k",
-        "pixmix-shard imagefolder imagenet shards/imagenet --split val",
+        "pixmix-shard imagefolder imagenet s3://bucket/imagenet --split val",
     )
 )
 @click.argument("src", type=LocalPath(), help="Folder with one folder per class, or with splits.")

@@ -14,16 +14,18 @@ import click
 
 from pipelines.cli.help_pages import Decorated, option
 from pipelines.cli.options import (
+    CACHE_OPTIONS,
     DATA,
     ERRORS,
     LARGEST_SIDE,
     MODEL,
     OUTPUT,
+    REMOTE,
     SMALLEST_SIDE,
-    ByteSize,
     PathOrUrl,
     WeightsPath,
     device_option,
+    download_timeout_option,
     finite,
     mixing_set_options,
     pixmix_options,
@@ -38,7 +40,6 @@ ON_DECODE_ERROR = ("raise", "substitute", "skip")
 Decorator = Callable[[Decorated], Decorated]
 
 OPTIMIZATION, CHECKPOINTS, DISTRIBUTED = "Optimization", "Checkpoints", "Distributed"
-STREAMING = "Remote shards"
 
 _FOLDER = click.Path(path_type=Path, file_okay=False)
 
@@ -128,8 +129,8 @@ def _data_options(dataset: Dataset) -> list[Decorator[Any]]:
             "--shuffle-window",
             **_count(),
             show_default="all",
-            help="Number of shards of each partition that are shuffled together. A node needs "
-            "about as many shards at a time.",
+            help="Number of shards of each partition that are shuffled together. With "
+            "--cache-limit, a node needs disk space for about three windows.",
         ),
         add(
             "--shard-partitions",
@@ -317,20 +318,9 @@ def _distributed_options() -> list[Decorator[Any]]:
 
 
 def _streaming_options() -> list[Decorator[Any]]:
-    add = partial(option, group=STREAMING, common=False)
+    add = partial(option, group=REMOTE, common=False)
     return [
-        add(
-            "--cache-dir",
-            type=_FOLDER,
-            show_default="$PIXMIX_CACHE, or ~/.cache/pixmix",
-            help="Cache folder of this host for shards and mixing sets.",
-        ),
-        add(
-            "--cache-limit",
-            type=ByteSize(),
-            show_default="free disk space",
-            help="Size limit of the shards in the cache, such as 200GB.",
-        ),
+        *CACHE_OPTIONS,
         add(
             "--prefetch",
             **_count(),
@@ -344,13 +334,7 @@ def _streaming_options() -> list[Decorator[Any]]:
             help="Number of concurrent downloads per process. Use more if the server limits the "
             "bandwidth of each connection.",
         ),
-        add(
-            "--download-timeout",
-            **_number(0, open_low=True),
-            metavar="SECONDS",
-            default=600.0,
-            help="Abort after this many seconds without new data from the server.",
-        ),
+        download_timeout_option,
     ]
 
 

@@ -40,8 +40,10 @@ from pipelines.loading.mixing_set import open_images, uniform_view
 from pipelines.models.registry import default_input, normalize_name
 from pipelines.shards.format import MANIFEST_NAME, ShardSet, open_shards
 from pipelines.shards.images import DecodeError, class_folders, read_image_file
+from pipelines.shards.remote import Remote, RemoteFiles, RemoteShards, names_shards, open_set
 from pipelines.shards.sources import class_name
 from pipelines.system.files import printable
+from pipelines.system.objects import NotFoundError, address_inside, shown
 
 TEST_FOLDERS = ("test", "val", "valid", "validation", "dev", "eval", "data/test", ".")
 
@@ -71,7 +73,7 @@ class EvaluationData:
     """The datasets of a folder, preprocessed for a network.
 
     Attributes:
-        root: the folder.
+        root: the folder; None if the test set is at a URL.
         name: name of the test set, such as "CIFAR-10", and prefix of the folders beside it.
         side: height and width of the network's input, pixels.
         transform: resize and crop; None if all images have the size of the input, as CIFAR's.
@@ -84,7 +86,7 @@ class EvaluationData:
         notices: messages in addition to the metrics.
     """
 
-    root: Path
+    root: Path | None
     name: str
     side: int
     transform: ResizeCrop | None
@@ -120,17 +122,19 @@ class TestSetLocation:
     """Where a test set is, found without a network and without listing its images.
 
     Attributes:
-        root: folder in which the other suites search for their datasets.
+        root: folder in which the other suites search for their datasets; None for a URL.
         name: prefix of their folders.
         names: class names of the test set.
         shards: the test set, if it is in shards.
+        files: the files of the shards, if they are at a URL.
         folder: the test set, if it is in class folders.
     """
 
-    root: Path
+    root: Path | None
     name: str
     names: tuple[str, ...] = ()
     shards: ShardSet | None = None
+    files: RemoteFiles | None = None
     folder: Path | None = None
 
     @property
@@ -139,11 +143,41 @@ class TestSetLocation:
         return self.shards is not None or self.folder is not None
 
 
-def locate_test_set(root: Path, notices: Notices, known: Sequence[str] = ()) -> TestSetLocation:
+def open_remote_test_set(
+    address: str, *, cache_dir: Path | None = None, remote: Remote | None = None
+) -> RemoteShards:
+    """Open the shards of a test set at a URL; no shard is downloaded yet.
+
+    Args:
+        address: the test set, or the folder that has it as "test", "val" or another of
+            `TEST_FOLDERS`.
+        cache_dir: cache of the shards; see `open_set`.
+        remote: how the shards are downloaded; None for the defaults.
+
+    Raises:
+        PipelineError: if the test set is not found or cannot be read.
+    """
+    places = [address]
+    if not names_shards(address):
+        places[:0] = [address_inside(address, each) for each in TEST_FOLDERS[:-1]]
+    for place in places:
+        try:
+            return open_set(place, cache_dir=cache_dir, remote=remote)
+        except NotFoundError as error:
+            reason = error
+    raise PipelineError(
+        f"{shown(address)} has no test/{MANIFEST_NAME}, val/{MANIFEST_NAME} or {MANIFEST_NAME}; "
+        f"check the address and the credentials ({reason})"
+    )
+
+
+def locate_test_set(
+    root: Path | RemoteShards, notices: Notices, known: Sequence[str] = ()
+) -> TestSetLocation:
     """Find the test set in a folder, or use the folder itself as the test set.
 
     Args:
-        root: the folder.
+        root: the folder, or the test set at a URL.
         notices: collects ignored paths, and a line if the folder itself is the test set.
         known: class names of the network, by which class folders are recognized.
 
@@ -151,14 +185,11 @@ def locate_test_set(root: Path, notices: Notices, known: Sequence[str] = ()) -> 
         PipelineError: if a manifest is damaged.
         OSError: if a folder cannot be read.
     """
+    if isinstance(root, RemoteShards):
+        return _location_of_shards(None, root.shards, root.files)
     for folder in (root / each for each in TEST_FOLDERS):
         if (folder / MANIFEST_NAME).exists():
-            shards = open_shards(folder)
-            dataset = dataset_of_kind(shards.kind)
-            name = dataset.title if dataset else shards.name.removesuffix("-test").upper()
-            return TestSetLocation(
-                root=root, name=_name_of(shards.classes, name), names=shards.classes, shards=shards
-            )
+            return _location_of_shards(root, open_shards(folder))
     for folder in (root / each for each in TEST_FOLDERS[:-1]):
         names = class_folders(folder, ignored=notices.ignored) if folder.is_dir() else []
         if names:
@@ -170,6 +201,17 @@ def locate_test_set(root: Path, notices: Notices, known: Sequence[str] = ()) -> 
         notices.add(f"{root} has class folders and is used as the test set{beside}")
         return _location_of_folders(above, root, names)
     return TestSetLocation(root=root, name=IMAGENET)
+
+
+def _location_of_shards(
+    root: Path | None, shards: ShardSet, files: RemoteFiles | None = None
+) -> TestSetLocation:
+    dataset = dataset_of_kind(shards.kind)
+    name = dataset.title if dataset else shards.name.removesuffix("-test").upper()
+    return TestSetLocation(
+        root=root, name=_name_of(shards.classes, name), names=shards.classes, shards=shards,
+        files=files,
+    )  # fmt: skip
 
 
 def _location_of_folders(root: Path, folder: Path, names: Sequence[str]) -> TestSetLocation:
@@ -210,7 +252,7 @@ def why_no_test_set(root: Path) -> str:
 
 
 def open_evaluation_data(
-    root: Path, metadata: dict[str, Any], *, cache_dir: Path | None = None
+    root: Path | RemoteShards, metadata: dict[str, Any], *, cache_dir: Path | None = None
 ) -> EvaluationData:
     """Open the datasets that a network can be evaluated on.
 
@@ -218,7 +260,8 @@ def open_evaluation_data(
     as class folders in torchvision's layout.
 
     Args:
-        root: the folder, or the parent of the class folders.
+        root: the folder, the parent of the class folders, or the test set at a URL; see
+            `open_remote_test_set`.
         metadata: metadata of the network: "classes" (its number of outputs), "model",
             "class_names", "crop", "image_size", "evaluation_resize"; each may be absent.
         cache_dir: where decoded images of small datasets are kept.
@@ -236,7 +279,7 @@ def open_evaluation_data(
         )
     notices = Notices()
     located = locate_test_set(root, notices, known)
-    if not located.found:
+    if not isinstance(root, RemoteShards) and not located.found:
         missing = why_no_test_set(root)
         if outputs != len(imagenet_classes()) and not are_imagenet_classes(known):
             raise PipelineError(missing)
@@ -249,11 +292,12 @@ def open_evaluation_data(
     images: Images
     if shards is not None:
         stored, where = shards.samples["label"].astype(np.int64), str(shards.location)
-        transform = _transform_of(metadata, _small_side(shards))
+        samples = ShardDataset(shards, located.files.path if located.files else None)
+        transform = _transform_of(metadata, _small_side(samples))
         images = (
-            _array_images(shards, cache_dir)
+            _array_images(shards, located.files, cache_dir)
             if transform is None
-            else shard_images(shards, transform)
+            else shard_images(samples, transform)
         )
     else:
         assert located.folder is not None
@@ -332,17 +376,17 @@ def _transform_of(metadata: dict[str, Any], small: int | None) -> ResizeCrop | N
     return ResizeCrop(side, preprocess.resized_side)
 
 
-def _small_side(shards: ShardSet) -> int | None:
+def _small_side(samples: ShardDataset) -> int | None:
     """Return the side of the first image if it is small; None otherwise."""
-    if len(shards) == 0:
+    if len(samples) == 0:
         return None
     try:
-        side = max(read_size(ShardDataset(shards).read(0)))
+        side = max(read_size(samples.read(0)))
     except SampleError as error:
         raise PipelineError(f"{error}; run pixmix-shard verify") from error
     except DecodeError as error:
-        raise PipelineError(f"{shards.location}: {shards.key(0)} {error}") from error
-    return side if side <= _SMALL or dataset_of_kind(shards.kind) else None
+        raise PipelineError(f"{samples.name}: {samples.key(0)} {error}") from error
+    return side if side <= _SMALL or dataset_of_kind(samples.shards.kind) else None
 
 
 def _first_side(tree: Tree) -> int:
@@ -356,8 +400,11 @@ def _first_side(tree: Tree) -> int:
         raise PipelineError(f"{path} {error}; {remedy}") from error
 
 
-def _array_images(shards: ShardSet, cache_dir: Path | None) -> ArrayImages:
-    images = uniform_view(open_images(shards, cache_dir=cache_dir))
+def _array_images(
+    shards: ShardSet, files: RemoteFiles | None, cache_dir: Path | None
+) -> ArrayImages:
+    opened = shards if files is None else RemoteShards(shards=shards, files=files)
+    images = uniform_view(open_images(opened, cache_dir=cache_dir))
     if images is None:
         raise PipelineError(
             f"the images of {shards.location} have several sizes, and the network was trained on "

@@ -33,7 +33,7 @@ from pipelines.system.files import Count, printable, read_json, read_regular
 _NUMBER = re.compile(r"-?[0-9]+", re.ASCII)
 _NUMBERED = re.compile(r"((?:c|cls|class|label|category)[ _-]?)([0-9]{1,9})", re.ASCII)
 _WORDNET_ID = re.compile(r"n[0-9]{8}", re.ASCII)
-_MOST_OUTPUTS = 1_000_000
+_MAX_OUTPUTS = 1_000_000
 _NAMED = 3
 """Number of folders that an error names."""
 
@@ -151,7 +151,7 @@ def _by_value(
 ) -> ClassMatch:
     """Match folders named by numbers to the outputs of those numbers."""
     values = [int(name) for name in names]
-    limit = _MOST_OUTPUTS if n_outputs is None else n_outputs
+    limit = _MAX_OUTPUTS if n_outputs is None else n_outputs
     wrong = [name for name, value in zip(names, values, strict=True) if not 0 <= value < limit]
     if wrong:
         of = "" if n_outputs is None else f", the {n_outputs} outputs of the network"
@@ -368,12 +368,12 @@ def remedy_for(name: str, suffix: str) -> str:
 
 
 def find_suite_folder(
-    root: Path, name: str, suite: str, notices: Notices
+    root: Path | None, name: str, suite: str, notices: Notices
 ) -> tuple[Path, MakeCRecord | None]:
     """Return the folder of a suite's dataset, and its record if make-c made it.
 
     Args:
-        root: the parent folder.
+        root: the parent folder; None if the test set is at a URL.
         name: name of the test set, such as "CIFAR-10".
         suite: one of `WITH_FOLDERS`.
         notices: collects a line if both an official dataset and one of make-c are present.
@@ -383,6 +383,11 @@ def find_suite_folder(
         PipelineError: if several folders match, or the record is damaged.
         OSError: if the folder cannot be read.
     """
+    if root is None:
+        raise MissingDataError(
+            "a URL has only the test set; pass a local --data that also has the datasets of other "
+            "suites"
+        )
     if suite not in _SUFFIXES:
         natural = _NATURAL[suite]
         folder = find_folder(root, natural.folder)
@@ -410,7 +415,7 @@ def find_suite_folder(
     return folder, record
 
 
-def missing_sets(root: Path, name: str, suites: Sequence[str]) -> dict[str, str]:
+def missing_sets(root: Path | None, name: str, suites: Sequence[str]) -> dict[str, str]:
     """Return the error of each suite whose folder is missing, by suite.
 
     Raises:

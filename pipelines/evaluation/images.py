@@ -16,7 +16,6 @@ from numpy.typing import NDArray
 from pipelines.errors import PipelineError, install_extra
 from pipelines.evaluation.folders import Notices, unreadable
 from pipelines.loading.dataset import SampleError, ShardDataset, decode_image
-from pipelines.shards.format import ShardSet
 from pipelines.shards.images import (
     MAX_FILE_BYTES,
     MAX_PIXELS,
@@ -183,11 +182,9 @@ class DecodedImages:
         return out
 
 
-def shard_images(shards: ShardSet, transform: ResizeCrop) -> DecodedImages:
+def shard_images(shards: ShardDataset, transform: ResizeCrop) -> DecodedImages:
     """Return the images of shards, in the order of the shards."""
-    return DecodedImages(
-        n=len(shards), content=ShardDataset(shards).read, name=shards.key, transform=transform
-    )
+    return DecodedImages(n=len(shards), content=shards.read, name=shards.key, transform=transform)
 
 
 def file_images(
@@ -232,7 +229,7 @@ def source_images(source: Source, transform: ResizeCrop) -> DecodedImages:
 
 # --- Videos --------------------------------------------------------------------------------------
 
-_MOST_FRAMES = 10_000
+_MAX_FRAMES = 10_000
 
 
 def read_frames(path: Path, transform: ResizeCrop) -> NDArray[np.uint8]:
@@ -255,9 +252,9 @@ def read_frames(path: Path, transform: ResizeCrop) -> NDArray[np.uint8]:
             av.open(file, mode="r", format="mp4") as container,
         ):
             for frame in container.decode(video=0):
-                if frame.width * frame.height > MAX_PIXELS or len(frames) == _MOST_FRAMES:
+                if frame.width * frame.height > MAX_PIXELS or len(frames) == _MAX_FRAMES:
                     raise ValueError(
-                        f"over {MAX_PIXELS:,} pixels in a frame, or over {_MOST_FRAMES:,} frames"
+                        f"over {MAX_PIXELS:,} pixels in a frame, or over {_MAX_FRAMES:,} frames"
                     )
                 frames.append(transform(frame.to_ndarray(format="rgb24").astype(np.uint8)))
     except (av.error.FFmpegError, IndexError, ValueError) as error:
@@ -278,8 +275,8 @@ def read_frames(path: Path, transform: ResizeCrop) -> NDArray[np.uint8]:
 DOWNLOAD_AGAIN = "download it again"
 """Remedy for a damaged file of a published dataset."""
 
-_MOST_LABELS = 1 << 30
-_MOST_TEXT = 1 << 24
+_MAX_LABELS = 1 << 30
+_MAX_TEXT = 1 << 24
 
 
 def read_labels(path: Path, remedy: str = DOWNLOAD_AGAIN) -> NDArray[np.int64]:
@@ -289,7 +286,7 @@ def read_labels(path: Path, remedy: str = DOWNLOAD_AGAIN) -> NDArray[np.int64]:
         PipelineError: if the file holds anything but integers in one dimension.
     """
     labels = open_array(path, remedy)
-    if labels.ndim != 1 or labels.dtype.kind not in "iu" or labels.nbytes > _MOST_LABELS:
+    if labels.ndim != 1 or labels.dtype.kind not in "iu" or labels.nbytes > _MAX_LABELS:
         raise PipelineError(
             f"{path} is {labels.dtype} of shape {labels.shape}; expected integers in one "
             f"dimension; {remedy}"
@@ -306,7 +303,7 @@ def read_names(path: Path, remedy: str) -> list[str]:
         PipelineError: if the file is not UTF-8, not a regular file, or too large.
     """
     try:
-        return read_regular(path, max_bytes=_MOST_TEXT).decode("utf-8-sig").splitlines()
+        return read_regular(path, max_bytes=_MAX_TEXT).decode("utf-8-sig").splitlines()
     except OSError as error:
         raise unreadable(path, error, remedy) from error
     except UnicodeDecodeError as error:

@@ -42,6 +42,7 @@ from pipelines.evaluation.images import (
 )
 from pipelines.evaluation.metrics import measure
 from pipelines.evaluation.predictions import Evaluation
+from pipelines.loading.dataset import ShardDataset
 from pipelines.shards.format import MANIFEST_NAME, open_shards
 from pipelines.shards.images import is_ignored_name
 from pipelines.shards.sources import DatasetSource
@@ -56,7 +57,7 @@ _LARGE = 64
 """Side in pixels above which synthetic images, which are costly and much alike, get one round."""
 
 _SVHN = "test_32x32.mat"
-_MOST_MAT = 1 << 32
+_MAX_MAT = 1 << 32
 """Largest SVHN file, and its images, in bytes; extra_32x32.mat has 1.6 billion."""
 
 RESTRICTED_CLASSES = 200
@@ -114,7 +115,14 @@ def _datasets(evaluation: Evaluation, n: int) -> dict[str, Images]:
         name: GeneratedImages(n_synthetic, partial(_synthetic_image, evaluation.seed, name, side))
         for name in SYNTHETIC
     }
-    folder, notices = evaluation.data.root / FOLDER, evaluation.data.notices
+    root, notices = evaluation.data.root, evaluation.data.notices
+    if root is None:
+        notices.add(
+            f"ood has only the synthetic datasets; pass a local --data that also has {FOLDER} to "
+            "evaluate others"
+        )
+        return datasets
+    folder = root / FOLDER
     if folder.is_dir():
         for path in sorted(folder.iterdir()):
             if is_ignored_name(path.name):
@@ -143,7 +151,7 @@ def open_ood(folder: Path, transform: ResizeCrop, notices: Notices | None = None
     """
     for each in (folder, folder / "test"):
         if (each / MANIFEST_NAME).exists():
-            return shard_images(open_shards(each), transform)
+            return shard_images(ShardDataset(open_shards(each)), transform)
     if (folder / _SVHN).exists():
         images = _read_svhn(folder / _SVHN)
         if images.shape[1:3] != (transform.side, transform.side):
@@ -165,10 +173,10 @@ def _read_svhn(path: Path) -> NDArray[np.uint8]:
             f"{path} needs scipy, which is not installed; run pip install scipy"
         ) from error
     try:
-        with open_regular(path, max_bytes=_MOST_MAT) as file:
+        with open_regular(path, max_bytes=_MAX_MAT) as file:
             # The size is checked before anything is decompressed.
             shape = next(shape for name, shape, _ in whosmat(file) if name == "X")
-            if math.prod(shape) > _MOST_MAT:
+            if math.prod(shape) > _MAX_MAT:
                 raise ValueError(f"X has shape {shape}")
             file.seek(0)
             # X is (32, 32, 3, n). Reading a .mat executes no code.

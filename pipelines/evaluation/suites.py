@@ -34,6 +34,7 @@ from pipelines.evaluation.ood import evaluate_imagenet_o, evaluate_ood, evaluate
 from pipelines.evaluation.predictions import Evaluation, Meter, Predictions
 from pipelines.provenance import provenance
 from pipelines.shards.images import class_folders
+from pipelines.shards.remote import RemoteShards
 from pipelines.system.files import file_sha256
 from pipelines.system.masking import masked_values
 
@@ -151,11 +152,11 @@ def suites_for(evaluation: Evaluation) -> tuple[str, ...]:
     return SUITES if evaluation.data.name == IMAGENET else GENERAL_SUITES
 
 
-def missing_inputs(root: Path, suites: Sequence[str] | None) -> dict[str, str]:
+def missing_inputs(root: Path | RemoteShards, suites: Sequence[str] | None) -> dict[str, str]:
     """Return the error of each requested suite whose folder is missing; no file is read.
 
     Args:
-        root: the folder of the datasets.
+        root: the folder of the datasets, or the test set at a URL.
         suites: suites requested by name; None if none was.
 
     Raises:
@@ -163,7 +164,7 @@ def missing_inputs(root: Path, suites: Sequence[str] | None) -> dict[str, str]:
         OSError: if a folder cannot be read.
     """
     located = locate_test_set(root, Notices())
-    if located.found:
+    if isinstance(root, RemoteShards) or located.found:
         return missing_sets(located.root, located.name, suites or ())
     absent = missing_sets(root, IMAGENET, WITH_FOLDERS)
     if len(absent) < len(WITH_FOLDERS):

@@ -47,7 +47,7 @@ _PLAIN_SETTINGS = (
 
 _OTHER_LICENCE = "as the licence of the network's weights allows"
 
-_MOST_ATTEMPTS = 8
+_MAX_ATTEMPTS = 8
 _HALF = (0.5, 0.5, 0.5)
 """Mean and standard deviation of the inputs of CIFAR networks."""
 _MAX_BATCH = {"cpu": GROUP, "mps": 32, "cuda": 128}
@@ -217,9 +217,9 @@ class FeatvizGenerator:
         return generated
 
     def _next_attempt(self, recipe: Recipe) -> Recipe:
-        if recipe.attempt + 1 == _MOST_ATTEMPTS:
+        if recipe.attempt + 1 == _MAX_ATTEMPTS:
             raise PipelineError(
-                f"image {recipe.index} was flat in {_MOST_ATTEMPTS} attempts: layer {recipe.layer} "
+                f"image {recipe.index} was flat in {_MAX_ATTEMPTS} attempts: layer {recipe.layer} "
                 f"of {self.model} has nothing to show; pass other layers with --layer, or increase "
                 "--steps"
             )

@@ -32,10 +32,10 @@ ON_DECODE_ERROR: tuple[OnDecodeError, ...] = ("raise", "substitute", "skip")
 _IMAGENET_PIXMIX = PixMixSettings(k=4, beta=4, severity=1)
 
 
-def _check_least(config: object, name: str, least: int, what: str) -> None:
+def _check_minimum(config: object, name: str, minimum: int, what: str) -> None:
     value = getattr(config, name)
-    if value is not None and value < least:
-        raise ValueError(f"{name} is {value}; use {what}, {least} or more")
+    if value is not None and value < minimum:
+        raise ValueError(f"{name} is {value}; use {what}, {minimum} or more")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -102,8 +102,8 @@ class PreprocessConfig:
                 "image_size is None; crop='resized' needs a side in pixels, for example 224"
             )
         for name in ("image_size", "evaluation_resize", "mixing_size"):
-            _check_least(self, name, 1, "a number of pixels")
-        _check_least(self, "padding", 0, "a number of pixels")
+            _check_minimum(self, name, 1, "a number of pixels")
+        _check_minimum(self, "padding", 0, "a number of pixels")
         if not 0 < self.scale[0] <= self.scale[1] <= 1:
             raise ValueError(
                 f"scale is {self.scale}; use the minimum and the maximum share of an image's area, "
@@ -226,9 +226,9 @@ class LoaderConfig:
             if getattr(self, name) is not None:
                 object.__setattr__(self, name, operator.index(getattr(self, name)))
         for name in at_least_1:
-            _check_least(self, name, 1, "an integer")
+            _check_minimum(self, name, 1, "an integer")
         for name in at_least_0:
-            _check_least(self, name, 0, "an integer")
+            _check_minimum(self, name, 0, "an integer")
         batch_positions(
             self.batch_size, rank=0, world_size=1, shard_partitions=self.shard_partitions
         )

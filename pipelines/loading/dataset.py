@@ -41,7 +41,7 @@ _NO_SAMPLES = np.empty(0, SAMPLE)
 _ATTEMPTS = 3
 """Attempts to open a shard of the cache that is removed just before it is opened."""
 
-_MOST_OPEN = 64
+_MAX_OPEN = 64
 """Maximum number of shards that a process keeps open; the limit of open files is often 1024."""
 
 _RESERVED_FILES = 32
@@ -416,10 +416,10 @@ def most_open_shards() -> int:
     """Return the number of shards that this process may keep open, at least 1."""
     limit = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
     if limit == resource.RLIM_INFINITY:
-        return _MOST_OPEN
+        return _MAX_OPEN
     listed = next((each for each in ("/proc/self/fd", "/dev/fd") if Path(each).is_dir()), None)
-    in_use = len(os.listdir(listed)) if listed else _MOST_OPEN  # noqa: PTH208 - only names
-    return max(1, min(_MOST_OPEN, limit - in_use - _RESERVED_FILES))
+    in_use = len(os.listdir(listed)) if listed else _MAX_OPEN  # noqa: PTH208 - only names
+    return max(1, min(_MAX_OPEN, limit - in_use - _RESERVED_FILES))
 
 
 def too_many_files() -> str:

@@ -63,7 +63,7 @@ _CHUNK = 64
 _PIECE = 1 << 26
 """Bytes per hash, so that threads can share a file; one thread hashes 2.8 GB in 2 s."""
 
-_MOST_RECORD_BYTES = 2**30
+_MAX_RECORD_BYTES = 2**30
 
 _verified: dict[Path, tuple[int, ...]] = {}
 """Files that this process has verified, and their state then; inherited by forked processes."""
@@ -277,7 +277,7 @@ def _is_of_another_user(folder: Path) -> bool:
 
 
 def _read_record(folder: Path) -> "_Record":
-    content = read_regular(folder / _RECORD, max_bytes=_MOST_RECORD_BYTES)
+    content = read_regular(folder / _RECORD, max_bytes=_MAX_RECORD_BYTES)
     return read_json(content, _Record, str(folder / _RECORD), f"remove {folder}")
 
 

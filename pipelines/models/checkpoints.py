@@ -31,13 +31,13 @@ from pipelines.models.registry import (
 
 log = logging.getLogger(__name__)
 
-_MOST = 1_000_000
+_MAX_SIZE = 1_000_000
 """Limit for numbers of classes and sides in pixels; larger ones mean a damaged file."""
 
 _Finite = Annotated[float, msgspec.Meta(gt=-1e30, lt=1e30)]
 _Positive = Annotated[float, msgspec.Meta(gt=0, lt=1e30)]
 _THREE = msgspec.Meta(min_length=3, max_length=3)
-_Side = Annotated[int, msgspec.Meta(ge=0, le=_MOST)]
+_Side = Annotated[int, msgspec.Meta(ge=0, le=_MAX_SIZE)]
 
 
 class NetworkMetadata(msgspec.Struct, kw_only=True):
@@ -57,7 +57,7 @@ class NetworkMetadata(msgspec.Struct, kw_only=True):
 
     model: str | None = None
     pretrained: str | None = None
-    classes: Annotated[int, msgspec.Meta(ge=1, le=_MOST)] | None = None
+    classes: Annotated[int, msgspec.Meta(ge=1, le=_MAX_SIZE)] | None = None
     class_names: list[str] | None = None
     mean: Annotated[list[_Finite], _THREE] | None = None
     std: Annotated[list[_Positive], _THREE] | None = None
@@ -171,10 +171,10 @@ def _metadata(content: object, path: Path) -> dict[str, Any]:
     try:
         msgspec.convert(network, NetworkMetadata)
     except (msgspec.ValidationError, TypeError) as error:
-        place = re.search(r"\$\.(\w+)", str(error))
-        value = network[place[1]] if place else network
+        field = re.search(r"\$\.(\w+)", str(error))
+        value = network[field[1]] if field else network
         raise PipelineError(
-            f"{path}: network{'.' + place[1] if place else ''} is {reprlib.repr(value)} "
+            f"{path}: network{'.' + field[1] if field else ''} is {reprlib.repr(value)} "
             f"({error}); use another checkpoint"
         ) from error
     found = {

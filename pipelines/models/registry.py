@@ -101,7 +101,7 @@ def family_of(name: str) -> Family:
     family = find_family(name)
     if family is None:
         raise ValueError(
-            f"no network is named {name!r}; use one such as {', '.join(EXAMPLES)}, a torchvision "
+            f"network {name!r} not found; use a name such as {', '.join(EXAMPLES)}, a torchvision "
             "classifier such as resnet50, or module:function"
         )
     return family

@@ -23,7 +23,7 @@ VERSION = 2
 Results = Mapping[str, Mapping[str, Any]]
 """The results of one network: suite -> name -> value."""
 
-_MOST_BYTES = 2**28
+_MAX_BYTES = 2**28
 _LARGEST = 1e6
 """Largest value of a metric; a mean corruption error relative to AlexNet's may be above 1."""
 _REMEDY = "write it again: pixmix-eval ... --json > evaluation.json"
@@ -68,7 +68,7 @@ def read_evaluation(path: Path) -> Results:
         OSError: if it cannot be read, or is not a regular file.
     """
     try:
-        content = read_regular(path, max_bytes=_MOST_BYTES)
+        content = read_regular(path, max_bytes=_MAX_BYTES)
     except FileNotFoundError:
         return {}
     document = read_json(content, _Evaluation, str(path), _REMEDY)

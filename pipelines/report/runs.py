@@ -39,7 +39,7 @@ from pipelines.text_table import BEST_NOTE, aligned, has_best_mark, with_best_ma
 METRICS = "metrics.jsonl"
 EVALUATION = "evaluation.json"
 
-_MOST_BYTES = 2**28
+_MAX_BYTES = 2**28
 
 _Number = (
     Annotated[int, msgspec.Meta(ge=-(2**53), le=2**53)]
@@ -117,7 +117,7 @@ def files_read(folder: Path) -> list[Path]:
 
 def _history(path: Path) -> tuple[Mapping[str, Any], ...]:
     try:
-        content = read_regular(path, max_bytes=_MOST_BYTES)
+        content = read_regular(path, max_bytes=_MAX_BYTES)
     except FileNotFoundError as error:
         raise PipelineError(
             f"{path} not found: {path.parent} is not an output folder of pixmix-train, or its "

@@ -63,7 +63,7 @@ def set_images(where: Path) -> Sequence[SetImage]:
     """Return the images of a set, in its order.
 
     Args:
-        where: folder of images, dataset of shards, or a tar, zip or .npy of images.
+        where: folder of images, sharded dataset, or a tar, zip or .npy of images.
 
     Raises:
         PipelineError: if the set has no images, or is of another kind.
@@ -225,7 +225,7 @@ def _percentiles(values: NDArray[np.float64]) -> Percentiles:
 SIDE = 16
 """Rows of the small image, and pairs of neighbours in each row: 256 bits in all."""
 
-MOST_DIFFERING_BITS = 32
+MAX_DIFFERING_BITS = 32
 """Maximum number of bits in which near-duplicates differ. Measured on 768 fractals and feature
 visualizations: after halving, JPEG quality 30 and a sixth more brightness, 99 % differ from
 themselves in 31 bits or fewer; different images differ in 62 bits or more."""
@@ -247,7 +247,7 @@ def near_duplicates(hashes: NDArray[np.uint64]) -> list[list[int]]:
     """Return groups of two or more near-duplicates, as ascending indices.
 
     A group is a connected component of the images whose hashes differ in at most
-    `MOST_DIFFERING_BITS` bits. Each image is compared once with the images that have no group yet,
+    `MAX_DIFFERING_BITS` bits. Each image is compared once with the images that have no group yet,
     so many equal images take no longer than many different ones.
 
     Args:
@@ -261,7 +261,7 @@ def near_duplicates(hashes: NDArray[np.uint64]) -> list[list[int]]:
         group, left, rest = [int(left[0])], left[1:], rest[:, 1:]
         for each in group:  # The list grows during the loop.
             differing = np.bitwise_count(rest ^ words[:, each, None]).sum(axis=0, dtype=np.uint16)
-            close = differing <= MOST_DIFFERING_BITS
+            close = differing <= MAX_DIFFERING_BITS
             if close.any():
                 group += left[close].tolist()
                 left, rest = left[~close], rest[:, ~close]

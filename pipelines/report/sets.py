@@ -288,7 +288,7 @@ class Verdict(NamedTuple):
     met: bool | None
 
 
-_MOST_NAMED = 3
+_MAX_NAMED = 3
 
 _FLAMES, _PHOTOGRAPHS = "human-made flames", "photographs"
 
@@ -487,5 +487,5 @@ def _named_group(group: Sequence[str]) -> str:
 
 
 def _some(names: Sequence[str], between: str = ", ") -> str:
-    more = [] if len(names) <= _MOST_NAMED else ["..."]
-    return between.join([*names[:_MOST_NAMED], *more])
+    more = [] if len(names) <= _MAX_NAMED else ["..."]
+    return between.join([*names[:_MAX_NAMED], *more])

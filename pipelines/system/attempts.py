@@ -33,7 +33,7 @@ from pipelines.system.stores import Failure, status_failure
 if TYPE_CHECKING:
     from aiohttp import ClientResponse
 
-LEAST_RATE = 1000
+MIN_RATE = 1000
 """Bytes per second; a slower transfer counts as stalled, as with git's http.lowSpeedLimit."""
 
 _POLL_S = 0.05
@@ -102,7 +102,7 @@ class Received:
         self._furthest, self._since = self.position, time.monotonic()
 
     @property
-    def whole(self) -> bool:
+    def is_complete(self) -> bool:
         """Whether the expected length, if it is known, has been received."""
         return self.position == self.content.n_bytes
 
@@ -138,13 +138,13 @@ class Received:
         self.position = 0
 
     def advanced(self) -> bool:
-        """Return whether new bytes arrived at `LEAST_RATE` or faster since this was last True.
+        """Return whether new bytes arrived at `MIN_RATE` or faster since this was last True.
 
         Bytes that are received again after a restart are not new.
         """
         now = time.monotonic()
         new_bytes = self.position - self._furthest
-        if new_bytes <= 0 or new_bytes < LEAST_RATE * (now - self._since):
+        if new_bytes <= 0 or new_bytes < MIN_RATE * (now - self._since):
             return False
         self._furthest, self._since = self.position, now
         return True
@@ -201,7 +201,7 @@ async def read_http(
         url: the address.
         received: receives the content.
         options: arguments of `aiohttp.ClientSession`.
-        stall_s: the attempt fails after this many seconds below `LEAST_RATE`.
+        stall_s: the attempt fails after this many seconds below `MIN_RATE`.
 
     Raises:
         Failure: if the server fails or is too slow.
@@ -230,14 +230,14 @@ async def read_http(
             limit.reschedule(now() + stall_s)
             async for piece in response.content.iter_chunked(_CHUNK_BYTES):
                 received.write(piece)
-                if received.position - counted >= LEAST_RATE * stall_s:
+                if received.position - counted >= MIN_RATE * stall_s:
                     counted = received.position
                     limit.reschedule(now() + stall_s)
     except TimeoutError as error:
         raise _too_slow(stall_s) from error
     except (OSError, aiohttp.ClientError) as error:
         raise _http_failure(error) from error
-    if received.content.n_bytes is not None and not received.whole:
+    if received.content.n_bytes is not None and not received.is_complete:
         n_bytes = received.content.n_bytes
         raise Failure(f"the response ended after {received.position} of {n_bytes} bytes", "busy")
 
@@ -300,7 +300,7 @@ def asked_pause_s(retry_after: str) -> float:
 
 
 def _too_slow(stall_s: float) -> Failure:
-    return Failure(f"less than {LEAST_RATE} bytes a second for {stall_s:g} s", "busy")
+    return Failure(f"less than {MIN_RATE} bytes a second for {stall_s:g} s", "busy")
 
 
 def read_object(
@@ -312,7 +312,7 @@ def read_object(
         url: "SCHEME://BUCKET/KEY".
         received: receives the content.
         options: obstore's configuration of the store.
-        stall_s: the attempt fails after this many seconds below `LEAST_RATE`.
+        stall_s: the attempt fails after this many seconds below `MIN_RATE`.
         stop: ends the attempt with a StoppedError.
     """
     request = {
@@ -369,7 +369,7 @@ def _run(
     Args:
         command: program and arguments, or a command line for a shell.
         take: called with each chunk that the process writes to its standard output.
-        stall_s: the process is killed after this many seconds below `LEAST_RATE`.
+        stall_s: the process is killed after this many seconds below `MIN_RATE`.
         stop: kills the process at once.
         request: standard input of the process.
 
@@ -400,7 +400,7 @@ def _run(
                             break
                         take(chunk)
                         fresh += len(chunk)
-                        if fresh >= LEAST_RATE * stall_s:
+                        if fresh >= MIN_RATE * stall_s:
                             fresh, since = 0, time.monotonic()
                     if time.monotonic() - since > stall_s:
                         raise _too_slow(stall_s)

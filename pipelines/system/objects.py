@@ -61,7 +61,7 @@ FILE_PLACE = "{file}"
 WRONG_CONTENTS = 3
 """Downloads until wrong content is an error: the next one repairs a bit flipped in transit."""
 
-MOST_ASKED_PAUSE_S = 600.0
+MAX_ASKED_PAUSE_S = 600.0
 """The longest Retry-After that is honored where `RemoteAccess.download_timeout_s` is None."""
 
 _REASONS: dict[FailureKind, str] = {
@@ -267,7 +267,7 @@ def download(
     )
 
     def transfer() -> None:
-        if not received.whole:
+        if not received.is_complete:
             retrying(url, access, stop, after=reset_count)(_attempt, url, received, access, stop)
         received.check()
 
@@ -311,7 +311,7 @@ def retrying(
     if ends is None:
         ends = stop_after_delay(timeout_s) if timeout_s else stop_after_attempt(access.attempts)
     at_random = wait_random_exponential(multiplier=access.first_wait_s, max=access.longest_wait_s)
-    longest_s = timeout_s or MOST_ASKED_PAUSE_S
+    longest_s = timeout_s or MAX_ASKED_PAUSE_S
 
     def pause(state: RetryCallState) -> float:
         error = state.outcome.exception() if state.outcome else None

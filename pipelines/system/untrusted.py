@@ -27,9 +27,9 @@ from pixmix.images import open_map
 
 _INTEGERS = frozenset({"u1", "i1", "i2", "i4", "i8"})
 
-_MOST_DIMENSIONS = 8
+_MAX_DIMENSIONS = 8
 
-_MOST_INSTRUCTIONS = 5_000_000
+_MAX_INSTRUCTIONS = 5_000_000
 """The training set of CIFAR-100 has about 400,000; 5 million take ten seconds."""
 
 _PUSHED = frozenset({
@@ -135,8 +135,8 @@ class _Machine:
 
     def run(self, content: bytes) -> Any:  # noqa: ANN401
         for count, (opcode, argument, _) in enumerate(pickletools.genops(io.BytesIO(content))):
-            if count > _MOST_INSTRUCTIONS:
-                raise _RefusedError(f"has more than {_MOST_INSTRUCTIONS:,} instructions")
+            if count > _MAX_INSTRUCTIONS:
+                raise _RefusedError(f"has more than {_MAX_INSTRUCTIONS:,} instructions")
             if opcode.name == "STOP":
                 return self.pop()
             self.step(opcode.name, argument)
@@ -344,12 +344,12 @@ def _array_of(state: tuple[Any, ...]) -> NDArray[Any]:
 def _is_shape(shape: object) -> bool:
     return (
         isinstance(shape, tuple)
-        and len(shape) <= _MOST_DIMENSIONS
+        and len(shape) <= _MAX_DIMENSIONS
         and all(type(side) is int and side >= 0 for side in shape)
     )
 
 
-_MOST_HEADER_BYTES = 10_000
+_MAX_HEADER_BYTES = 10_000
 """The header of an array of numbers has about a hundred bytes."""
 
 _READERS = {(1, 0): npy.read_array_header_1_0, (2, 0): npy.read_array_header_2_0}
@@ -375,7 +375,7 @@ def open_array(path: Path, remedy: str, *, name: str | None = None) -> NDArray[A
                 version = npy.read_magic(file)
                 if version not in _READERS:
                     raise ValueError(f"version {version} of the format is not supported")
-                shape, fortran, dtype = _READERS[version](file, max_header_size=_MOST_HEADER_BYTES)
+                shape, fortran, dtype = _READERS[version](file, max_header_size=_MAX_HEADER_BYTES)
             except Exception as error:
                 # NumPy parses the header as a Python literal, which fails in many ways.
                 reason = str(error).strip().split("\n")[0] or type(error).__name__

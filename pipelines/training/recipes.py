@@ -28,7 +28,7 @@ VIEWS = 3
 PRETRAINED = "IMAGENET1K_V1"
 """torchvision's first weights, from which the released code and the paper's results start."""
 
-_MOST = 1e30
+_MAX = 1e30
 """Largest rate or weight; torch rejects values that float32 cannot hold."""
 
 
@@ -100,7 +100,7 @@ class Recipe:
         for names, fits, rule in (
             (("epochs", "batch_size", "grad_accum_steps"), lambda x: x >= 1, "at least 1"),
             (("learning_rate", "final_learning_rate", "weight_decay", "warmup_epochs",
-              "jsd_weight"), lambda x: 0 <= x <= _MOST, f"from 0 to {_MOST:g}"),
+              "jsd_weight"), lambda x: 0 <= x <= _MAX, f"from 0 to {_MAX:g}"),
             (("momentum", "label_smoothing", "dropout"), lambda x: 0 <= x < 1, "in [0, 1)"),
             (("augmix_severity",), lambda x: MIN_LEVEL <= x <= MAX_SEVERITY,
              f"from {MIN_LEVEL} to {MAX_SEVERITY:g}"),
