@@ -357,7 +357,7 @@ def document(out: Path, report: Path, seconds: Mapping[str, float]) -> dict[str,
 def main(*, out: Path, as_json: bool) -> None:
     """Generate a mixing set, train with and without it, and write a report.
 
-    Takes some minutes on two cores, without a GPU and without downloads. Needs pip install
+    Takes about ten minutes on two cores, without a GPU and without downloads. Needs pip install
     'pixmix[demo]'. Prints the command of each stage. Run the same command again to resume.
     """
     with one_line_errors("interrupted; run the same command again to resume"):

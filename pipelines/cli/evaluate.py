@@ -89,8 +89,8 @@ def _all_finite(
 
 _data_option = partial(option, "--data", group=DATA, required=True)
 _FOLDER_HELP = (
-    "Folder of the test set, with the benchmark datasets beside it, such as CIFAR-10-C, "
-    "imagenet-r or outliers"
+    "Folder that contains the test set (test, val or validation) and the benchmark datasets, "
+    "such as CIFAR-10-C, imagenet-r or outliers"
 )
 
 _ATTACK, _SUITES = "Adversarial attack", "Suites"
@@ -183,7 +183,8 @@ _ATTACK, _SUITES = "Adversarial attack", "Suites"
     type=click.FloatRange(0, 255, min_open=True),
     callback=finite,
     default=2.0,
-    help="Maximum perturbation (L-infinity) by the PGD attack, in units of 1/255.",
+    help="Maximum perturbation (L-infinity) by the PGD attack, in units of 1/255. The attack makes "
+    "20 steps of a quarter of it from a random start.",
 )
 @option(
     "--adversarial-images",

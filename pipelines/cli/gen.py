@@ -206,8 +206,9 @@ def featviz(
     """Generate feature visualizations of a trained network.
 
     Each image maximizes a channel of a layer or a random direction; they are spread evenly over
-    layers and channels. On one type of hardware the dataset is the same for any number of jobs or
-    tasks and after any interruption. The default network needs pip install 'pixmix[featviz]'.
+    layers and channels. On one CPU model the dataset is the same for any number of jobs or tasks
+    and after any interruption; on GPUs two runs differ slightly. The
+    default network needs pip install 'pixmix[featviz]'.
     """
     if gpus_per_task is not None and (output.address is None or device == "cpu"):
         raise click.UsageError(
@@ -296,7 +297,7 @@ def verify(
 
     Compares every file with its record, and generates some images again. The exit code is 0 if the
     dataset is complete and each file is as it was written, else 1. Feature visualizations can only
-    be generated again on the type of hardware they were made on.
+    be generated again on the CPU model they were made on.
     """
     with one_line_errors("interrupted"):
         from pipelines.generate.verify import verify_images

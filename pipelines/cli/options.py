@@ -284,7 +284,7 @@ def task_options(command: Decorated) -> Decorated:
         group=PARALLEL,
         common=False,
         type=click.IntRange(1),
-        show_default="from Slurm, torchrun or mpirun, or 1",
+        show_default="from Slurm, torchrun or mpirun, or 1; required under Kubernetes",
         help="Number of tasks that share the work, as in an array job. Use 1 to do all of it in "
         "this task.",
     )(command)
@@ -294,7 +294,7 @@ def task_options(command: Decorated) -> Decorated:
         common=False,
         type=click.IntRange(0),
         show_default="from Slurm, Kubernetes, torchrun or mpirun, or 0",
-        help="Index of this task.",
+        help="Index of this task, from 0.",
     )(command)
 
 

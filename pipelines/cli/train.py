@@ -76,9 +76,10 @@ def _help_of(dataset: Dataset) -> str:
             "shards are written to OUT first."
         )
     return (
-        f"{text}\n\nDATA has the folders train and val of pixmix-shard imagefolder. The default "
-        "learning rate is 0.01, as in the authors' script. It suits fine-tuning, but --pretrained "
-        "is off by default, as in that script."
+        f"{text}\n\nDATA has the folders train and val of pixmix-shard imagefolder. Each epoch is "
+        "evaluated on test or else val; only --val-fraction chooses a checkpoint. The default "
+        "learning rate is 0.01, as in the authors' script. It suits fine-tuning: pass "
+        "--pretrained, or a larger --learning-rate to train from scratch."
     )
 
 

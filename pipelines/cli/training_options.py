@@ -115,8 +115,8 @@ def _data_options(dataset: Dataset) -> list[Decorator[Any]]:
             "--val-fraction",
             **_number(0, 0.5),
             default=0.0,
-            help="Fraction of the training shards to hold out for validation, at least one shard. "
-            "The checkpoint with the lowest validation error is kept as best.pt.",
+            help="Fraction of the training shards to hold out for validation: none, or at least "
+            "one shard. The checkpoint with the lowest validation error is kept as best.pt.",
         ),
         option(
             "--workers",
@@ -208,7 +208,11 @@ def _optimization_options(defaults: dict[str, Any]) -> list[Decorator[Any]]:
     more = partial(recipe, common=False)
     return [
         recipe("--epochs", "Number of epochs.", **_count(1, 100_000)),
-        recipe("--batch-size", "Global batch size, summed over all processes.", **_count()),
+        recipe(
+            "--batch-size",
+            "Global batch size, summed over all processes; a multiple of their number.",
+            **_count(),
+        ),
         recipe(
             "--learning-rate",
             "Peak learning rate, followed by a cosine schedule over all steps.",
@@ -284,7 +288,8 @@ def _checkpoint_options() -> list[Decorator[Any]]:
             flag_value="auto",
             callback=_check_resume,
             metavar="[auto]",
-            help="Resume from the latest checkpoint in OUT, if any. The value auto may be omitted.",
+            help="Resume from the latest checkpoint in OUT, if any. Without this option, an OUT "
+            "with a run is refused. The value auto may be omitted.",
         ),
         add(
             "--keep-checkpoints",
