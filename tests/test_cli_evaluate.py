@@ -178,7 +178,7 @@ def test_a_requested_suite_without_data_exits_with_1(digits: Path, tmp_path: Pat
     (found,) = document["networks"].values()
     assert found.keys() == {"clean"}
     last = result.stderr.splitlines()[-1]
-    assert last.startswith(f"Error: c could not be measured: {digits}/DIGITS-C is not found; make")
+    assert last.startswith(f"Error: c could not be measured: {digits}/DIGITS-C is not found")
     assert "; p could not be measured: " in last
     # Suites that were not requested may lack their data.
     assert run(*arguments, "--epsilon", "1").exit_code == 0

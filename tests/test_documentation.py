@@ -159,7 +159,7 @@ def test_the_page_of_formats_describes_the_index(tmp_path: Path) -> None:
 @pytest.mark.slow
 def test_the_page_of_streaming_shows_what_its_commands_print(tmp_path: Path) -> None:
     page = ROOT / "docs" / "streaming-plan.md"
-    assert page.read_text().count("```text\nper node ") == 4
+    assert page.read_text().count("```text\nper node ") == 5
     copy = tmp_path / "page.md"
     copy.write_text(re.sub(r"^(full shuffle) .*$", r"\1 changed", page.read_text(), flags=re.M))
     command = [sys.executable, ROOT / "docs" / "streaming_simulator.py", "--page", copy]

@@ -163,7 +163,7 @@ def test_a_blocked_process_saves_its_last_step_and_ends_in_time(
     assert read_checkpoint(checkpoint).step == step
     if number == signal.SIGINT:
         assert code == INTERRUPTED
-        assert "Error: interrupted; the same command" in error.splitlines()[-1]
+        assert "Error: interrupted; run the same command with --resume" in error.splitlines()[-1]
     else:
         assert code == STOPPED
         document = json.loads(printed)
