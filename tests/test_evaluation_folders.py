@@ -131,11 +131,19 @@ def test_ambiguous_class_folders_are_rejected_with_counts(
 @pytest.mark.parametrize(
     ("name", "suite", "remedy"),
     [
-        ("CIFAR-10", "c", "download it from https://zenodo.org/record/2535967, or make one with"),
-        ("CIFAR-100", "c", "download it from https://zenodo.org/record/3555552, or make one with"),
+        (
+            "CIFAR-10",
+            "c",
+            "download it from https://zenodo.org/record/2535967, or generate a similar set with",
+        ),
+        (
+            "CIFAR-100",
+            "c",
+            "download it from https://zenodo.org/record/3555552, or generate a similar set with",
+        ),
         ("CIFAR-10", "p", "download it from https://zenodo.org/record/2535967"),
         ("CIFAR-10", "c-bar", "download it from https://github.com/facebookresearch/"),
-        ("DIGITS", "c", "is not found; make one with pixmix-eval make-c"),
+        ("DIGITS", "c", "is not found; generate a similar set with pixmix-eval make-c"),
         ("DIGITS", "c-bar", "is not found; no DIGITS-C-Bar is published; leave the suite out"),
         ("DIGITS", "p", "is not found; no DIGITS-P is published; leave the suite out"),
     ],

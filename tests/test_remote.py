@@ -6,6 +6,7 @@ import json
 import os
 import pickle
 import random
+import resource
 import signal
 import ssl
 import subprocess
@@ -13,6 +14,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
+from contextlib import ExitStack
 from pathlib import Path
 
 import numpy as np
@@ -507,6 +509,20 @@ def test_all_processes_of_a_stalled_pipe_command_end(tmp_path: Path, cache: Shar
         fetch_content(f"pipe:(sleep 1; touch {tmp_path}/late) | cat", cache, access)
     time.sleep(1.2)
     assert not (tmp_path / "late").exists()
+
+
+def test_a_process_with_more_than_1024_open_files_receives(
+    tmp_path: Path, cache: ShardCache
+) -> None:
+    if resource.getrlimit(resource.RLIMIT_NOFILE)[0] < 1500:
+        pytest.skip("the limit of open files is too low")
+    (tmp_path / "a.tar").write_bytes(CONTENT)
+    access = RemoteAccess(attempts=1, stall_s=5, allow_pipe=True)
+    with ExitStack() as opened:
+        for _ in range(1100):
+            opened.enter_context(Path(os.devnull).open())
+        held = fetch_content(f"pipe:cat {tmp_path / 'a.tar'}", cache, access)
+    assert held.path.read_bytes() == CONTENT
 
 
 @pytest.fixture

@@ -66,6 +66,8 @@ class Overflowing(nn.Module):
         super().__init__()
         self.first = nn.Conv2d(3, 8, 3)
         self.second = nn.Conv2d(8, 8, 3)
+        # Random weights could cancel, and not overflow.
+        nn.init.constant_(self.first.weight, 1.0)
         nn.init.constant_(self.second.weight, scale)
         nn.init.zeros_(self.second.bias)
         nn.init.zeros_(self.first.bias)

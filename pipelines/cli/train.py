@@ -79,7 +79,7 @@ def _help_of(dataset: Dataset) -> str:
         f"{text}\n\nDATA has the folders train and val of pixmix-shard imagefolder. Each epoch is "
         "evaluated on test or else val; only --val-fraction chooses a checkpoint. The default "
         "learning rate is 0.01, as in the authors' script. It suits fine-tuning: pass "
-        "--pretrained, or a larger --learning-rate to train from scratch."
+        "--pretrained, or a larger learning rate to train from scratch."
     )
 
 

@@ -10,7 +10,6 @@ import hashlib
 import json
 import os
 import re
-import select
 import signal
 import socket
 import subprocess
@@ -24,6 +23,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
+from multiprocessing import connection
 from typing import TYPE_CHECKING, Any, BinaryIO, TypeVar
 
 from pipelines.errors import PipelineError
@@ -394,7 +394,8 @@ def _run(
                 while True:
                     if stop.is_set():
                         raise StoppedError
-                    if select.select([output], [], [], _POLL_S)[0]:
+                    # select fails for file descriptors above 1023.
+                    if connection.wait([output], _POLL_S):
                         chunk = os.read(output, _CHUNK_BYTES)
                         if not chunk:
                             break
