@@ -100,8 +100,8 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
         path.parent.mkdir(parents=True, exist_ok=True)
         pixels = generator.integers(0, 256, (30, 40, 3), dtype=np.uint8)
         Image.fromarray(pixels).resize((280, 260)).save(path)
-    for split in ("train", "test"):
-        shutil.copytree(folder / "imagenet/train", folder / "flowers" / split)
+    for copy in ("imagenet/val", "flowers/train", "flowers/test"):
+        shutil.copytree(folder / "imagenet/train", folder / copy)
     digits = [folder / "shards/digits", "--num-shards", "2"]
     commands: list[tuple[object, list[object]]] = [
         (shard.main, ["imagefolder", folder / "imagenet", folder / "shards/imagenet",
