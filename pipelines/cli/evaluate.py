@@ -117,7 +117,7 @@ _ATTACK, _SUITES = "Adversarial attack", "Suites"
     "--against",
     group=MODEL,
     type=WeightsPath(),
-    help="A second checkpoint, to compare with the first.",
+    help="A second checkpoint, to compare with the first. --model applies to both.",
 )
 @_data_option(type=PathOrUrl(), help=f"{_FOLDER_HELP}; or the URL of a test set of shards alone.")
 @option(
@@ -226,7 +226,11 @@ _ATTACK, _SUITES = "Adversarial attack", "Suites"
     common=False,
 )
 @in_order(*CACHE_OPTIONS, download_timeout_option)
-@file_option("--plot", metavar="RADAR.png", text="Also draw a radar plot of the results.")
+@file_option(
+    "--plot",
+    metavar="RADAR.png",
+    text="Also draw a radar plot of the results. Needs pip install 'pixmix[viz]'.",
+)
 @command_options
 def run(
     *,

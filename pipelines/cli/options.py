@@ -227,7 +227,8 @@ def mixing_set_options(
             "--no-mixing-set",
             group=DATA,
             is_flag=True,
-            help="Mix only with augmented copies of the same image.",
+            help="Mix only with augmented copies of the same image. PixMix needs this option or "
+            "--mixing-set.",
         ),
     )
 

@@ -67,7 +67,11 @@ def main() -> None:
     metavar="SHEET.png",
     text=f"Draw a contact sheet of {SHEET_IMAGES} of these images, spread evenly.",
 )
-@file_option("--plot", metavar="HISTOGRAMS.png", text="Draw a histogram of each statistic.")
+@file_option(
+    "--plot",
+    metavar="HISTOGRAMS.png",
+    text="Draw a histogram of each statistic. Needs pip install 'pixmix[viz]'.",
+)
 @html_option
 @command_options
 def show_set(
@@ -286,7 +290,11 @@ def show_genome(
     type=LocalPath(exists=True, file_okay=False),
     help="Output folders of pixmix-train.",
 )
-@file_option("--plot", metavar="CURVES.png", text="Draw the loss and the errors of each epoch.")
+@file_option(
+    "--plot",
+    metavar="CURVES.png",
+    text="Draw the loss and the errors of each epoch. Needs pip install 'pixmix[viz]'.",
+)
 @file_option(
     "--csv",
     "csv_file",

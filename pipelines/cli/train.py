@@ -45,8 +45,8 @@ def main() -> None:
 
     The default recipes are those of the PixMix authors' scripts. Their README adds --all-ops for
     the runs of the paper. With --resume, a stopped run continues from its latest checkpoint. A
-    checkpoint is written after every epoch, more often with --checkpoint-every, and on Ctrl-C or
-    SIGTERM.
+    checkpoint is written after every epoch, more often with --checkpoint-every, and on Ctrl-C,
+    SIGTERM or SIGUSR1; the exit code is then 130 or 143.
     """
 
 

@@ -91,8 +91,8 @@ def _data_help(dataset: Dataset) -> tuple[str, str | None]:
     if dataset.bundled:
         return f"{shards}, local or remote.", "written to OUT/data"
     if dataset.reader:
-        return f"{shards}, the official archive, or torchvision's download folder.", None
-    return f"{shards}, local or remote.", None
+        return f"{shards}, the official archive, or torchvision's download folder. Required.", None
+    return f"{shards}, local or remote. Required.", None
 
 
 def _data_options(dataset: Dataset) -> list[Decorator[Any]]:
@@ -130,7 +130,8 @@ def _data_options(dataset: Dataset) -> list[Decorator[Any]]:
             **_count(),
             show_default="all",
             help="Number of shards of each partition that are shuffled together. With "
-            "--cache-limit, a node needs disk space for about three windows.",
+            "--cache-limit, a node needs disk space for about three windows. May not change "
+            "on resume.",
         ),
         add(
             "--shard-partitions",
@@ -138,7 +139,7 @@ def _data_options(dataset: Dataset) -> list[Decorator[Any]]:
             default=1,
             help="Number of partitions of the shards. Each batch takes equally many samples of "
             "each. With one partition per node, each node reads only its own shards. Must divide "
-            "the batch size.",
+            "the batch size. May not change on resume.",
         ),
     ]
 
